@@ -1,0 +1,17 @@
+//! What every process needs and that has no domain word in it.
+//!
+//! ```text
+//! main: parse config -> telemetry -> signals -> run(config, shutdown) -> exit code        (process::main does all but `run`)
+//! ```
+//! [`config`] groups of settings, [`telemetry`] JSON logs and W3C traces, [`shutdown`] asking and waiting, [`admin`] the port with
+//! `/metrics`, `/livez` and `/readyz`, [`postgres`] pools and the one way to run a transaction, [`kafka`] client settings,
+//! [`backoff`] how long to wait before trying again.
+
+pub mod admin;
+pub mod backoff;
+pub mod config;
+pub mod kafka;
+pub mod postgres;
+pub mod process;
+pub mod shutdown;
+pub mod telemetry;
