@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use axum::{Router, extract::State, http::StatusCode, http::header::CONTENT_TYPE, response::IntoResponse, routing::get};
+use axum::{
+    Router, extract::State, http::StatusCode, http::header::CONTENT_TYPE, response::IntoResponse,
+    routing::get,
+};
 use prometheus::{Encoder as _, IntGaugeVec, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tower_http::timeout::TimeoutLayer;
@@ -62,20 +65,31 @@ pub async fn serve(
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(5)));
     let stop = shutdown.clone();
     shutdown.spawn("admin port", async move {
-        axum::serve(listener, app).with_graceful_shutdown(async move { stop.wait().await }).await.context("admin port")
+        axum::serve(listener, app)
+            .with_graceful_shutdown(async move { stop.wait().await })
+            .await
+            .context("admin port")
     });
     tracing::info!(%address, "admin port open");
     Ok(address)
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, &'static str) {
-    if readiness.ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+    if readiness.ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
 }
 
 async fn metrics(State(registry): State<Registry>) -> impl IntoResponse {
     let mut body = Vec::new();
     match TextEncoder::new().encode(&registry.gather(), &mut body) {
         Ok(()) => (StatusCode::OK, [(CONTENT_TYPE, prometheus::TEXT_FORMAT)], body),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, "text/plain")], error.to_string().into_bytes()),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [(CONTENT_TYPE, "text/plain")],
+            error.to_string().into_bytes(),
+        ),
     }
 }

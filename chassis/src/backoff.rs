@@ -19,10 +19,12 @@ impl Backoff {
 
     /// The delay after one more failure.
     pub fn next_delay(&mut self) -> Duration {
-        let whole = self.first.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.cap);
+        let whole =
+            self.first.saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX)).min(self.cap);
         self.failures = self.failures.saturating_add(1);
         // A v4 uuid is 122 random bits that need no generator of our own.
-        let jitter = f64::from(u32::try_from(uuid::Uuid::new_v4().as_u128() & 0xffff).unwrap_or(0)) / 65_536.0;
+        let jitter =
+            f64::from(u32::try_from(uuid::Uuid::new_v4().as_u128() & 0xffff).unwrap_or(0)) / 65_536.0;
         whole.mul_f64(0.5 + 0.5 * jitter)
     }
 
@@ -41,7 +43,10 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         for whole_ms in [100, 200, 400, 800, 1000, 1000] {
             let delay = backoff.next_delay();
-            assert!(delay >= Duration::from_millis(whole_ms / 2) && delay <= Duration::from_millis(whole_ms), "{delay:?}");
+            assert!(
+                delay >= Duration::from_millis(whole_ms / 2) && delay <= Duration::from_millis(whole_ms),
+                "{delay:?}"
+            );
         }
         for _ in 0..100 {
             assert!(backoff.next_delay() <= Duration::from_secs(1));

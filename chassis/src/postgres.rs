@@ -18,7 +18,11 @@ use crate::config::PostgresConfig;
 pub fn connect_options(url: &SecretString, application: &str) -> anyhow::Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url.expose_secret())
         // The error's text could repeat the URL, and with it the password.
-        .map_err(|_| anyhow::anyhow!("the database URL could not be read; expected postgres://user:password@host:port/database"))?;
+        .map_err(|_| {
+            anyhow::anyhow!(
+                "the database URL could not be read; expected postgres://user:password@host:port/database"
+            )
+        })?;
     Ok(options
         .application_name(application)
         .options([
@@ -122,7 +126,9 @@ pub fn disposition(error: &sqlx::Error) -> Disposition {
                 },
             }
         }
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Tls(_) | sqlx::Error::WorkerCrashed => Disposition::Wait,
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Tls(_) | sqlx::Error::WorkerCrashed => {
+            Disposition::Wait
+        }
         // A connection that breaks in the middle of a message.
         sqlx::Error::Protocol(_) => Disposition::Wait,
         _ => Disposition::Fault,

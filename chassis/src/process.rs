@@ -39,7 +39,10 @@ where
     match result {
         Ok(()) if drained => ExitCode::SUCCESS,
         Ok(()) => {
-            tracing::error!(grace_seconds = GRACE.as_secs(), "tasks were still running at the end of the grace period");
+            tracing::error!(
+                grace_seconds = GRACE.as_secs(),
+                "tasks were still running at the end of the grace period"
+            );
             ExitCode::FAILURE
         }
         Err(error) => {

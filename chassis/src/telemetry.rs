@@ -46,13 +46,15 @@ impl TraceContext {
     /// Reads a `traceparent`; None if it is not a valid one (W3C Trace Context, section 3.2).
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
-        if !text.is_ascii() || bytes.len() < 55 || bytes[2] != b'-' || bytes[35] != b'-' || bytes[52] != b'-' {
+        if !text.is_ascii() || bytes.len() < 55 || bytes[2] != b'-' || bytes[35] != b'-' || bytes[52] != b'-'
+        {
             return None;
         }
         let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let (version, trace, span, flags) = (&text[..2], &text[3..35], &text[36..52], &text[53..55]);
         // A later version may append fields after another dash; version 00 has exactly 55 characters, and ff is forbidden.
-        let length_fits = if version == "00" { bytes.len() == 55 } else { bytes.len() == 55 || bytes[55] == b'-' };
+        let length_fits =
+            if version == "00" { bytes.len() == 55 } else { bytes.len() == 55 || bytes[55] == b'-' };
         if !length_fits || version == "ff" || ![version, trace, span, flags].into_iter().all(hex) {
             return None;
         }
@@ -93,7 +95,10 @@ mod tests {
         let child = context.child();
         assert_eq!(child.trace_id(), context.trace_id());
         assert_ne!(child.traceparent(), text);
-        assert!(TraceContext::parse(&format!("cc{}-more", &text[2..])).is_some(), "a later version may have more fields");
+        assert!(
+            TraceContext::parse(&format!("cc{}-more", &text[2..])).is_some(),
+            "a later version may have more fields"
+        );
     }
 
     #[test]

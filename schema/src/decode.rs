@@ -55,7 +55,9 @@ struct Reader {
 
 impl<E> std::fmt::Debug for Decoder<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoder").field("event", &self.own.name().map(ToString::to_string)).finish_non_exhaustive()
+        f.debug_struct("Decoder")
+            .field("event", &self.own.name().map(ToString::to_string))
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,13 +68,20 @@ impl<E: Event> Decoder<E> {
         LIMIT.call_once(|| {
             apache_avro::util::max_allocation_bytes(ALLOCATION_MAX_BYTES);
         });
-        Ok(Self { registry, own: Schema::parse_str(E::SCHEMA)?, readers: RwLock::default(), event: PhantomData })
+        Ok(Self {
+            registry,
+            own: Schema::parse_str(E::SCHEMA)?,
+            readers: RwLock::default(),
+            event: PhantomData,
+        })
     }
 
     /// Decodes one record's value; None is a tombstone.
     pub async fn decode(&self, record: Option<&[u8]>) -> Result<E, DecodeError> {
-        let record = record.ok_or_else(|| DecodeError::Undecodable("the record has no value (tombstone)".to_owned()))?;
-        let (schema_id, body) = unframe(record).map_err(|error| DecodeError::Undecodable(error.to_string()))?;
+        let record = record
+            .ok_or_else(|| DecodeError::Undecodable("the record has no value (tombstone)".to_owned()))?;
+        let (schema_id, body) =
+            unframe(record).map_err(|error| DecodeError::Undecodable(error.to_string()))?;
         let reader = self.reader(schema_id).await?;
         self.read(&reader, body).map_err(DecodeError::Undecodable)
     }
@@ -83,9 +92,12 @@ impl<E: Event> Decoder<E> {
         }
         let writer = self.registry.schema_by_id(schema_id).await.map_err(|error| match error {
             RegistryError::Unavailable(_) => DecodeError::Wait(error.to_string()),
-            RegistryError::NotFound(_) | RegistryError::Refused(_) => DecodeError::Undecodable(error.to_string()),
+            RegistryError::NotFound(_) | RegistryError::Refused(_) => {
+                DecodeError::Undecodable(error.to_string())
+            }
         })?;
-        let (theirs, ours) = (writer.name().map(ToString::to_string), self.own.name().map(ToString::to_string));
+        let (theirs, ours) =
+            (writer.name().map(ToString::to_string), self.own.name().map(ToString::to_string));
         if theirs != ours {
             return Err(DecodeError::Undecodable(format!(
                 "schema id {schema_id} is of {}, expected {}",
@@ -102,7 +114,10 @@ impl<E: Event> Decoder<E> {
     }
 
     fn read(&self, reader: &Reader, mut body: &[u8]) -> Result<E, String> {
-        let value = reader.datum.read_value(&mut body).map_err(|error| format!("not a valid Avro body: {}", brief(&error)))?;
+        let value = reader
+            .datum
+            .read_value(&mut body)
+            .map_err(|error| format!("not a valid Avro body: {}", brief(&error)))?;
         // The library reads some truncated values as null: such a value does not fit the schema that it was read by.
         if !value.validate(reader.writer) {
             return Err("not a valid Avro body: it ends too early".to_owned());
@@ -110,7 +125,9 @@ impl<E: Event> Decoder<E> {
         if !body.is_empty() {
             return Err(format!("not a valid Avro body: {} bytes too many", body.len()));
         }
-        let value = value.resolve(&self.own).map_err(|error| format!("cannot be read as {}: {}", E::TYPE, brief(&error)))?;
+        let value = value
+            .resolve(&self.own)
+            .map_err(|error| format!("cannot be read as {}: {}", E::TYPE, brief(&error)))?;
         E::from_avro(value)
     }
 }
@@ -130,7 +147,9 @@ impl Fields {
 
     fn take(&mut self, name: &str) -> Result<Value, String> {
         let found = self.0.iter_mut().find(|(field, _)| field == name);
-        found.map(|(_, value)| std::mem::replace(value, Value::Null)).ok_or_else(|| format!("field {name} is missing"))
+        found
+            .map(|(_, value)| std::mem::replace(value, Value::Null))
+            .ok_or_else(|| format!("field {name} is missing"))
     }
 
     /// A field `string` with logicalType `uuid`.
@@ -180,8 +199,10 @@ impl Fields {
     /// A field `long` with logicalType `timestamp-micros`.
     pub fn timestamp(&mut self, name: &str) -> Result<OffsetDateTime, String> {
         match self.take(name)? {
-            Value::TimestampMicros(micros) => OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
-                .map_err(|_| format!("field {name} is out of range: {micros}")),
+            Value::TimestampMicros(micros) => {
+                OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
+                    .map_err(|_| format!("field {name} is out of range: {micros}"))
+            }
             other => Err(format!("field {name} is not a timestamp: {other:?}")),
         }
     }

@@ -62,8 +62,10 @@ impl Registry {
     /// A client for the registry at `url`. Makes no call yet.
     pub fn new(url: &str) -> anyhow::Result<Self> {
         let url = url.trim_end_matches('/').to_owned();
-        let client = || reqwest::Client::builder().timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT).no_proxy();
-        let settings = SrSettings::new_builder(url.clone()).no_proxy().set_timeout(CALL_TIMEOUT).build_with(client())?;
+        let client =
+            || reqwest::Client::builder().timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT).no_proxy();
+        let settings =
+            SrSettings::new_builder(url.clone()).no_proxy().set_timeout(CALL_TIMEOUT).build_with(client())?;
         Ok(Self { url, settings, http: client().build()?, known: RwLock::default() })
     }
 
@@ -95,10 +97,13 @@ impl Registry {
             return Ok(schema);
         }
         if known.schemas.len() >= CACHE_MAX {
-            return Err(RegistryError::Refused(format!("more than {CACHE_MAX} schemas in use; schema id {id} is one too many")));
+            return Err(RegistryError::Refused(format!(
+                "more than {CACHE_MAX} schemas in use; schema id {id} is one too many"
+            )));
         }
-        let schema = Schema::parse_str(&found.schema)
-            .map_err(|error| RegistryError::Refused(format!("schema id {id} is not a valid Avro schema: {}", brief(&error))))?;
+        let schema = Schema::parse_str(&found.schema).map_err(|error| {
+            RegistryError::Refused(format!("schema id {id} is not a valid Avro schema: {}", brief(&error)))
+        })?;
         // Leaked on purpose: readers hold the schema for the life of the process, and CACHE_MAX bounds how many there are.
         let schema: &'static Schema = Box::leak(Box::new(schema));
         known.schemas.insert(id, schema);
@@ -122,10 +127,17 @@ impl Registry {
         let request = self.http.put(format!("{}/config/{subject}", self.url));
         self.send(request.json(&serde_json::json!({ "compatibility": "FULL_TRANSITIVE" })), subject).await?;
         let supplied = SuppliedSchema::new(None, SchemaType::Avro, schema.to_owned());
-        post_schema(&self.settings, subject.to_owned(), supplied).await.map(|registered| registered.id).map_err(classify)
+        post_schema(&self.settings, subject.to_owned(), supplied)
+            .await
+            .map(|registered| registered.id)
+            .map_err(classify)
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder, subject: &str) -> Result<reqwest::Response, RegistryError> {
+    async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+        subject: &str,
+    ) -> Result<reqwest::Response, RegistryError> {
         let answer = request
             .header("Accept", "application/vnd.schemaregistry.v1+json")
             .header("Content-Type", "application/vnd.schemaregistry.v1+json")
@@ -135,7 +147,10 @@ impl Registry {
         match answer.status().as_u16() {
             200..300 => Ok(answer),
             404 => Err(RegistryError::NotFound(format!("subject {subject}"))),
-            409 | 422 => Err(RegistryError::Refused(format!("subject {subject}: {}", answer.text().await.map_err(unavailable)?))),
+            409 | 422 => Err(RegistryError::Refused(format!(
+                "subject {subject}: {}",
+                answer.text().await.map_err(unavailable)?
+            ))),
             status => Err(RegistryError::Unavailable(format!("subject {subject}: HTTP status {status}"))),
         }
     }

@@ -119,7 +119,10 @@ mod tests {
             .insert(Header { key: header::CE_TYPE, value: Some("T") })
             .insert(Header { key: "other", value: None::<&str> });
         let envelope = Envelope::read(Some(&headers));
-        assert_eq!(envelope, Envelope { event_id: Some(id), event_type: Some("T".into()), ..Envelope::default() });
+        assert_eq!(
+            envelope,
+            Envelope { event_id: Some(id), event_type: Some("T".into()), ..Envelope::default() }
+        );
         assert_eq!(Envelope::read(None::<&OwnedHeaders>), Envelope::default());
     }
 }

@@ -1,0 +1,226 @@
+//! Who leads: a session-level advisory lock on a connection of its own, and proof that it is still held.
+//!
+//! ```text
+//! thread "leader-lock":  try lock every 200 ms  ->  held: ping every second  ->  released | lost
+//!                          (standby)                 each ping proves in pg_locks that this very session holds the lock
+//! ```
+//! The thread and its runtime are its own, so that a busy relay cannot starve the pings. Without proof for [`PROOF_MAX_AGE`] nothing
+//! more is produced. The server ends the session, and with it the lock, when it has heard nothing for [`SESSION_IDLE_MAX`]: a leader
+//! that is stopped (SIGSTOP) or cut off loses its lock without any TCP tuning, and finds no fresh proof when it wakes up.
+//!
+//! If the process dies, the kernel closes the connection and the server frees the lock at once.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use chassis::{backoff::Backoff, postgres, shutdown::Shutdown};
+use secrecy::SecretString;
+use sqlx::{Connection as _, PgConnection};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::store;
+
+/// How often a standby tries.
+const TRY_EVERY: Duration = Duration::from_millis(200);
+/// How often the leader proves that it leads.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// Older proof is no proof.
+pub const PROOF_MAX_AGE: Duration = Duration::from_secs(2);
+/// The server ends a lock session that is silent for so long.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(5);
+// A leader must know that it may no longer produce before the server can give the lock to another.
+const _: () = assert!(PROOF_MAX_AGE.as_secs() < SESSION_IDLE_MAX.as_secs());
+
+/// The leader lock, held by this process.
+#[derive(Debug)]
+pub struct LeaderLock {
+    /// Names this term of leadership in everything that it saves.
+    pub token: Uuid,
+    /// Cancelled when the lock is lost.
+    pub lost: CancellationToken,
+    proof: ProofOfLock,
+    release: CancellationToken,
+    thread: JoinHandle<()>,
+}
+
+/// What is asked before anything is produced.
+#[derive(Clone, Debug)]
+pub struct ProofOfLock {
+    last: Arc<Proof>,
+    lost: CancellationToken,
+}
+
+/// When the lock was last proven to be held, in milliseconds since `base`, by the monotonic clock.
+#[derive(Debug)]
+struct Proof {
+    base: Instant,
+    at_ms: AtomicU64,
+}
+
+impl Proof {
+    fn record(&self, asked_at: Instant) {
+        // The moment of the question, not of the answer: the server may have answered long before we read it.
+        let at_ms = u64::try_from(asked_at.duration_since(self.base).as_millis()).unwrap_or(u64::MAX);
+        self.at_ms.store(at_ms, Ordering::Release);
+    }
+
+    fn age(&self) -> Duration {
+        self.base.elapsed().saturating_sub(Duration::from_millis(self.at_ms.load(Ordering::Acquire)))
+    }
+}
+
+impl ProofOfLock {
+    /// Fails unless the lock was proven to be held within the last [`PROOF_MAX_AGE`].
+    pub fn ensure_proven(&self) -> anyhow::Result<()> {
+        let age = self.last.age();
+        ensure!(!self.lost.is_cancelled(), "the leader lock is lost");
+        ensure!(age < PROOF_MAX_AGE, "no proof of the leader lock for {} ms", age.as_millis());
+        Ok(())
+    }
+}
+
+impl LeaderLock {
+    /// The proof, for those who produce.
+    pub fn proof(&self) -> ProofOfLock {
+        self.proof.clone()
+    }
+
+    /// Gives the lock back, so that a standby has it at its next try.
+    pub async fn release(self) {
+        self.release.cancel();
+        let thread = self.thread;
+        if tokio::task::spawn_blocking(move || thread.join()).await.is_err() {
+            tracing::error!("the leader-lock thread panicked");
+        }
+    }
+}
+
+/// Stands by until this process leads. None if shutdown was asked for first.
+pub async fn acquire(
+    url: &SecretString,
+    relay: &str,
+    shutdown: &Shutdown,
+    standing_by: impl Fn(bool) + Send + 'static,
+) -> anyhow::Result<Option<LeaderLock>> {
+    let (acquired, mut acquisition) = oneshot::channel();
+    let (lost, release) = (CancellationToken::new(), CancellationToken::new());
+    let proof = Arc::new(Proof { base: Instant::now(), at_ms: AtomicU64::new(0) });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("runtime of the leader lock")?;
+    let thread = {
+        let (url, relay, lost, release, proof) =
+            (url.clone(), relay.to_owned(), lost.clone(), release.clone(), Arc::clone(&proof));
+        std::thread::Builder::new().name("leader-lock".to_owned()).spawn(move || {
+            let held = hold(&url, &relay, &release, &proof, acquired, standing_by);
+            if let Err(error) = runtime.block_on(held) {
+                tracing::warn!(relay, error = format!("{error:#}"), "leader lock lost");
+            }
+            lost.cancel();
+        })?
+    };
+    let proof = ProofOfLock { last: proof, lost: lost.clone() };
+    let lock = LeaderLock { token: Uuid::now_v7(), lost, proof, release, thread };
+    tokio::select! {
+        answer = &mut acquisition => {
+            answer.context("the leader-lock thread ended before it had the lock")?;
+            Ok(Some(lock))
+        }
+        () = shutdown.wait() => {
+            lock.release().await;
+            Ok(None)
+        }
+    }
+}
+
+/// Takes the lock and holds it until released. An error means that it was lost.
+async fn hold(
+    url: &SecretString,
+    relay: &str,
+    release: &CancellationToken,
+    proof: &Proof,
+    acquired: oneshot::Sender<()>,
+    standing_by: impl Fn(bool),
+) -> anyhow::Result<()> {
+    let key = lock_key(relay);
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut connection = loop {
+        tokio::select! {
+            attempt = stand_by(url, key, &standing_by) => match attempt {
+                Ok(connection) => break connection,
+                Err(error) => {
+                    standing_by(false);
+                    tracing::warn!(relay, error = format!("{error:#}"), "cannot stand by for the leader lock; trying again");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            },
+            () = release.cancelled() => return Ok(()),
+        }
+    };
+    let session =
+        prove(&mut connection, key, proof).await?.context("the lock just taken is not in pg_locks")?;
+    if acquired.send(()).is_err() {
+        return Ok(());
+    }
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PING_EVERY) => {}
+            () = release.cancelled() => {
+                store::unlock(&mut connection, key).await.context("unlock")?;
+                connection.close().await.context("close")?;
+                return Ok(());
+            }
+        }
+        match tokio::time::timeout(PING_EVERY, prove(&mut connection, key, proof))
+            .await
+            .context("the ping was not answered")??
+        {
+            Some(pid) if pid == session => {}
+            Some(pid) => {
+                bail!("the session moved from server process {session} to {pid}: is a pooler in between?")
+            }
+            None => bail!("this session no longer holds the lock"),
+        }
+    }
+}
+
+/// Tries for the lock until it is there.
+async fn stand_by(url: &SecretString, key: i64, standing_by: &impl Fn(bool)) -> anyhow::Result<PgConnection> {
+    let mut connection = postgres::connect(url, "outbox-relay lock").await?;
+    let server = store::server_identity(&mut connection).await?;
+    ensure!(
+        !server.in_recovery,
+        "the server is a standby (in recovery): the outbox can only be relayed from the primary"
+    );
+    store::limit_idle_session(&mut connection, SESSION_IDLE_MAX.as_secs()).await?;
+    while !store::try_lock(&mut connection, key).await? {
+        standing_by(true);
+        tokio::time::sleep(TRY_EVERY).await;
+    }
+    Ok(connection)
+}
+
+async fn prove(connection: &mut PgConnection, key: i64, proof: &Proof) -> anyhow::Result<Option<i32>> {
+    let asked_at = Instant::now();
+    let holder = store::lock_holder(connection, key).await?;
+    if holder.is_some() {
+        proof.record(asked_at);
+    }
+    Ok(holder)
+}
+
+/// The advisory lock's number: 64 bits of a name-based uuid, so that relays of different names do not meet.
+fn lock_key(relay: &str) -> i64 {
+    let name = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("outbox-relay/leader/{relay}").as_bytes());
+    i64::from_be_bytes(name.as_u64_pair().0.to_be_bytes())
+}
