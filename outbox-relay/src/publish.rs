@@ -26,7 +26,7 @@ use std::sync::Arc;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::Notify;
 
-use crate::{store::OutboxRow, window::Cursor};
+use crate::{leadership::ProofOfLock, store::OutboxRow, window::Cursor};
 
 /// Rows that are published and saved together.
 #[derive(Debug)]
@@ -186,14 +186,17 @@ impl Publisher {
         Ok(Self { producer: Arc::new(producer), source: source.to_owned() })
     }
 
-    /// Hands one record to the producer. False if its queue is full: wait, and hand it over again.
+    /// Hands one record to the producer, if the leader lock is proven to be held. False if its queue is full: wait, and hand it over
+    /// again.
     pub fn send(
         &self,
         batch: &Arc<Batch>,
         place: usize,
         row: &OutboxRow,
         record: &[u8],
+        proof: &ProofOfLock,
     ) -> anyhow::Result<bool> {
+        proof.ensure_proven()?;
         let Some(entry) = batch.entries.get(place) else {
             bail!("a batch of {} has no place {place}", batch.entries.len())
         };

@@ -100,6 +100,25 @@ pub async fn unlock(connection: &mut PgConnection, key: i64) -> Result<bool, sql
 
 // --------------------------------------------------------------------------------------------------------------- tailing
 
+/// Settings of a session that tails. Its statements have one right plan each, whatever statistics say: along an index. Planning them
+/// anew would take longer than running them, and a parallel worker per look at the outbox longer still.
+pub async fn prepare_for_tailing(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    for (setting, value) in [
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_seqscan", "off"),
+        ("enable_bitmapscan", "off"),
+        ("max_parallel_workers_per_gather", "0"),
+        ("jit", "off"),
+    ] {
+        sqlx::query("SELECT set_config($1, $2, false)")
+            .bind(setting)
+            .bind(value)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
 /// The cursor of a relay: sequence number and place. None if it has never saved.
 pub async fn load_cursor(
     connection: &mut PgConnection,
@@ -155,20 +174,24 @@ pub async fn open_window(connection: &mut PgConnection, from: &Snapshot) -> anyh
 
 /// The next rows of a window, in id order.
 ///
-/// From the floor on rows are read along the primary key. The test against `window_from` is no condition that an index could serve,
-/// on purpose: with `xid >= ...` a planner with old statistics sorts the whole backlog for every page.
+/// Below the floor: per late transaction along the index (xid, id). From the floor on: along the primary key; the test against
+/// `window_from` is no condition that an index could serve, on purpose: with `xid >= ...` a planner with old statistics sorts the whole
+/// backlog for every page.
 pub async fn page(
     connection: &mut PgConnection,
     cursor: &Cursor,
     limit: i64,
 ) -> Result<Vec<OutboxRow>, sqlx::Error> {
     let rows = sqlx::query(
-        "(SELECT id, event_id, event_type, aggregate_id, payload, traceparent, tracestate, created_at
-          FROM outbox.events
-          WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::pg_snapshot)))
-            AND pg_visible_in_snapshot(xid, $2::pg_snapshot)
-            AND id > $4 AND id < coalesce($3, 9223372036854775807)
-          ORDER BY id LIMIT $5)
+        "(SELECT late.*
+          FROM pg_snapshot_xip($1::pg_snapshot) AS running(xid)
+          CROSS JOIN LATERAL (
+              SELECT id, event_id, event_type, aggregate_id, payload, traceparent, tracestate, created_at
+              FROM outbox.events e
+              WHERE e.xid = running.xid AND e.id > $4 AND e.id < coalesce($3, 9223372036854775807)
+                AND pg_visible_in_snapshot(e.xid, $2::pg_snapshot)
+              ORDER BY e.id LIMIT $5
+          ) AS late)
          UNION ALL
          (SELECT id, event_id, event_type, aggregate_id, payload, traceparent, tracestate, created_at
           FROM outbox.events

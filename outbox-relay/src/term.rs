@@ -81,9 +81,8 @@ pub(crate) async fn lead(
         let (relay, stop) = (Arc::clone(relay), stop.clone());
         tokio::spawn(async move {
             let result = publish(&relay, &publisher, &proof, pages, batches_in, &stop).await;
-            if result.is_err() {
-                stop.abandon.cancel();
-            }
+            // Whatever ended it, batches that were sent are still acknowledged and saved: dropping their channel says that these
+            // were the last.
             (publisher, result)
         })
     };
@@ -122,13 +121,15 @@ pub(crate) async fn lead(
 /// is refused.
 async fn take_over(relay: &Arc<Relay>, lock: &LeaderLock) -> anyhow::Result<(PgConnection, Saver, Cursor)> {
     let url = &relay.config.postgres.database_url;
-    let reader = postgres::connect(url, "outbox-relay read").await?;
+    let mut reader = postgres::connect(url, "outbox-relay read").await?;
+    store::prepare_for_tailing(&mut reader).await?;
     let mut connection = postgres::connect(url, "outbox-relay save").await?;
     store::require_durable_commits(&mut connection).await?;
     let server = store::server_identity(&mut connection).await?;
     ensure!(!server.in_recovery, "the server is a standby (in recovery)");
-    let (seq, cursor) =
-        store::load_cursor(&mut connection, &relay.config.name).await?.unwrap_or_else(|| (0, Cursor::start()));
+    let (seq, cursor) = store::load_cursor(&mut connection, &relay.config.name)
+        .await?
+        .unwrap_or_else(|| (0, Cursor::start()));
     let mut saver = Saver {
         relay: Arc::clone(relay),
         connection,
@@ -229,40 +230,67 @@ async fn publish(
     batches: mpsc::Sender<Arc<Batch>>,
     stop: &Stop,
 ) -> anyhow::Result<()> {
-    let mut record = Vec::new();
+    let mut encoded = Encoded::default();
     while let Some(mut page) = pages.recv().await {
         let Some(schema_ids) = schema_ids(relay, &page.rows, stop).await else { return Ok(()) };
-        let entries = page.rows.iter().map(|row| entry(relay, row)).collect::<anyhow::Result<_>>()?;
-        let batch = Arc::new(Batch::new(page.cursor, entries));
-        for (place, row) in page.rows.iter_mut().enumerate() {
-            record.clear();
-            begin_frame(schema_ids[place], &mut record);
+        let misfit = encoded.fill(relay, &mut page.rows, &schema_ids).err();
+        // Rows before one that cannot be published are not its victims: they go out, and are saved, before the term ends.
+        page.rows.truncate(encoded.ends.len());
+        if misfit.is_some() {
+            page.cursor.after = page.rows.last().map(|row| row.id);
+        }
+        if !page.rows.is_empty() {
+            let entries = page.rows.iter().map(|row| entry(relay, row)).collect::<anyhow::Result<_>>()?;
+            let batch = Arc::new(Batch::new(page.cursor, entries));
+            for (place, row) in page.rows.iter().enumerate() {
+                while !publisher.send(&batch, place, row, encoded.record(place), proof)? {
+                    if stop.abandon.is_cancelled() {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            if batches.send(batch).await.is_err() {
+                return Ok(());
+            }
+        }
+        if let Some(misfit) = misfit {
+            return Err(misfit);
+        }
+    }
+    Ok(())
+}
+
+/// The records of one page, one after the other.
+#[derive(Default)]
+struct Encoded {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Encoded {
+    /// Encodes the rows up to the first that does not fit, whose error is returned.
+    fn fill(&mut self, relay: &Relay, rows: &mut [OutboxRow], schema_ids: &[u32]) -> anyhow::Result<()> {
+        self.bytes.clear();
+        self.ends.clear();
+        for (row, schema_id) in rows.iter_mut().zip(schema_ids) {
+            begin_frame(*schema_id, &mut self.bytes);
             let payload = std::mem::take(&mut row.payload);
-            relay.encoder.encode(&row.event_type, payload, &mut record).with_context(|| {
+            relay.encoder.encode(&row.event_type, payload, &mut self.bytes).with_context(|| {
                 format!(
                     "outbox row {} (event {}, {}) cannot be published",
                     row.id, row.event_id, row.event_type
                 )
             })?;
-            loop {
-                proof.ensure_proven()?;
-                if publisher.send(&batch, place, row, &record)? {
-                    break;
-                }
-                if stop.abandon.is_cancelled() {
-                    return Ok(());
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            if place % 512 == 511 {
-                tokio::task::yield_now().await;
-            }
+            self.ends.push(self.bytes.len());
         }
-        if batches.send(batch).await.is_err() || stop.abandon.is_cancelled() {
-            break;
-        }
+        Ok(())
     }
-    Ok(())
+
+    fn record(&self, place: usize) -> &[u8] {
+        let start = if place == 0 { 0 } else { self.ends[place - 1] };
+        &self.bytes[start..self.ends[place]]
+    }
 }
 
 fn entry(relay: &Relay, row: &OutboxRow) -> anyhow::Result<Entry> {

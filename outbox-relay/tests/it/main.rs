@@ -1,0 +1,9 @@
+//! The relay against real PostgreSQL, Kafka and registry.
+
+mod commands;
+mod leadership;
+mod plan;
+mod publication;
+mod rig;
+mod tailing;
+mod workload;
