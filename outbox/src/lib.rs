@@ -51,3 +51,36 @@ pub async fn append(transaction: &mut PgConnection, event: NewEvent<'_>) -> Resu
         .fetch_one(transaction)
         .await
 }
+
+/// Appends several events, in their order, with one statement. Otherwise as [`append`].
+///
+/// # Errors
+/// As [`append`]; then none of them is appended.
+pub async fn append_all(transaction: &mut PgConnection, events: Vec<NewEvent<'_>>) -> Result<(), sqlx::Error> {
+    let mut payloads = Vec::with_capacity(events.len());
+    let (mut types, mut aggregates, mut ids) = (vec![], vec![], vec![]);
+    let (mut traceparents, mut tracestates) = (vec![], vec![]);
+    for event in events {
+        types.push(event.event_type);
+        aggregates.push(event.aggregate_id);
+        payloads.push(event.payload);
+        traceparents.push(event.traceparent);
+        tracestates.push(event.tracestate);
+        ids.push(event.event_id);
+    }
+    sqlx::query(
+        "SELECT outbox.append(e.event_type, e.aggregate_id, e.payload, e.traceparent, e.tracestate, e.event_id)
+         FROM (SELECT * FROM UNNEST($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::uuid[])
+                        WITH ORDINALITY AS u (event_type, aggregate_id, payload, traceparent, tracestate, event_id, n)
+               ORDER BY n OFFSET 0) AS e",
+    )
+    .bind(types)
+    .bind(aggregates)
+    .bind(payloads)
+    .bind(traceparents)
+    .bind(tracestates)
+    .bind(ids)
+    .execute(transaction)
+    .await
+    .map(|_| ())
+}

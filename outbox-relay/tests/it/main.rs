@@ -1,6 +1,7 @@
 //! The relay against real PostgreSQL, Kafka and registry.
 
 mod commands;
+mod encoding;
 mod leadership;
 mod plan;
 mod publication;

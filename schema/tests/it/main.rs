@@ -1,0 +1,4 @@
+//! The contracts against a real registry and another Avro implementation.
+
+mod decoding;
+mod registry;
