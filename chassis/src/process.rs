@@ -11,7 +11,7 @@ use crate::{config::TelemetryConfig, shutdown::Shutdown, telemetry};
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Sets up logging and signals, runs `run` to its end and turns its result into an exit code: 0 after a clean end, 1 after an
-/// error. The first SIGTERM or SIGINT asks `run` to finish; a second one ends the process at once.
+/// error, of a spawned task too. The first SIGTERM or SIGINT asks `run` to finish; a second one ends the process at once.
 pub async fn main<F>(
     service: &'static str,
     telemetry_config: &TelemetryConfig,
@@ -37,6 +37,8 @@ where
     shutdown.request();
     let drained = shutdown.finished(GRACE).await;
     match result {
+        // The task has said in the log why.
+        Ok(()) if shutdown.failed() => ExitCode::FAILURE,
         Ok(()) if drained => ExitCode::SUCCESS,
         Ok(()) => {
             tracing::error!(

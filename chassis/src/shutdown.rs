@@ -1,6 +1,13 @@
 //! Asking every task to stop, and waiting until each has.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -9,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub struct Shutdown {
     token: CancellationToken,
     tasks: TaskTracker,
+    failed: Arc<AtomicBool>,
 }
 
 impl Shutdown {
@@ -49,14 +57,24 @@ impl Shutdown {
         let shutdown = self.clone();
         self.tasks.spawn(async move {
             let asked = shutdown.clone();
-            match tokio::spawn(task).await {
-                Ok(Ok(())) if asked.requested() => tracing::debug!(task = name, "task finished"),
+            let result = tokio::spawn(task).await;
+            let clean = matches!(result, Ok(Ok(()))) && asked.requested();
+            match result {
+                Ok(Ok(())) if clean => tracing::debug!(task = name, "task finished"),
                 Ok(Ok(())) => tracing::error!(task = name, "task ended although nobody asked it to"),
                 Ok(Err(error)) => tracing::error!(task = name, error = format!("{error:#}"), "task failed"),
                 Err(panic) => tracing::error!(task = name, error = %panic, "task panicked"),
             }
+            if !clean {
+                shutdown.failed.store(true, Ordering::Release);
+            }
             shutdown.request();
         });
+    }
+
+    /// True once a spawned task has failed, panicked or ended unasked.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
     /// Waits for every spawned task, at most `limit`. False if some were still running then.

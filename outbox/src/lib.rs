@@ -56,7 +56,10 @@ pub async fn append(transaction: &mut PgConnection, event: NewEvent<'_>) -> Resu
 ///
 /// # Errors
 /// As [`append`]; then none of them is appended.
-pub async fn append_all(transaction: &mut PgConnection, events: Vec<NewEvent<'_>>) -> Result<(), sqlx::Error> {
+pub async fn append_all(
+    transaction: &mut PgConnection,
+    events: Vec<NewEvent<'_>>,
+) -> Result<(), sqlx::Error> {
     let mut payloads = Vec::with_capacity(events.len());
     let (mut types, mut aggregates, mut ids) = (vec![], vec![], vec![]);
     let (mut traceparents, mut tracestates) = (vec![], vec![]);

@@ -1,0 +1,99 @@
+# Everything that a developer does here. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help demo run test lint sql stop clean setup
+
+# A fresh shell does not know yet where rustup has put cargo.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO ?= cargo
+TESTBED := $(or $(CARGO_TARGET_DIR),target)/debug/testbed
+
+# What `make demo` does unless it is told otherwise.
+PAYMENTS ?= 2000
+RATE ?= 200
+KILLS ?= 3
+SEED ?= 1
+
+# What `make sql` asks: passed on through the environment, so that no shell reads the query.
+DB ?= payments
+Q ?= SELECT state, count(*) FROM payments.payment_orders GROUP BY state
+export DB Q
+
+help: ## List what can be made
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (PAYMENTS= RATE= KILLS= SEED=)
+	@$(CARGO) build --workspace --bins
+	exec $(TESTBED) demo --payments $(PAYMENTS) --rate $(RATE) --kills $(KILLS) --seed $(SEED)
+
+run: setup ## Start everything, print every address, and stay until Ctrl-C
+	@$(CARGO) build --workspace --bins
+	exec $(TESTBED) run
+
+test: setup ## Start the real parts once and run the whole suite (ARGS= goes to cargo test)
+	@$(CARGO) build --workspace --all-targets
+	# A stack that was running already stays: someone else is using it.
+	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
+	$(TESTBED) up
+	$(CARGO) test --workspace $(ARGS)
+
+lint: setup ## Check format, lints, documentation and dependencies
+	@$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	if $(CARGO) deny --version >/dev/null 2>&1; then
+		$(CARGO) deny --all-features check bans licenses sources
+	else
+		echo "skipped: cargo deny is not installed (cargo install --locked cargo-deny)"
+	fi
+
+sql: ## Run a query: make sql DB=payments|executor Q="SELECT 1"
+	@if [ ! -x $(TESTBED) ]; then echo "nothing is built yet: start with make run" >&2; exit 1; fi
+	exec $(TESTBED) sql --db "$$DB" -- "$$Q"
+
+stop: ## Stop what runs: the real parts, and whatever was left behind
+	@if [ ! -x $(TESTBED) ]; then echo "nothing is built, so nothing of this folder runs"; exit 0; fi
+	exec $(TESTBED) down
+
+clean: ## Stop, then remove what was built, downloaded and stored
+	@if [ -x $(TESTBED) ]; then $(TESTBED) clean; fi
+	$(CARGO) clean
+
+# Finds what is missing and installs it; quick and silent when nothing is.
+setup:
+	@packages=()
+	if ! command -v $(CARGO) >/dev/null; then
+		echo "setup: Rust is missing: install it from https://rustup.rs, then try again" >&2
+		exit 1
+	fi
+	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
+	version=$$("$$java" -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' | head -n 1 || true)
+	java_is_missing=; if [ "$${version:-0}" -lt 17 ]; then java_is_missing=yes; fi
+	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils; do
+		command -v "$${pair%%:*}" >/dev/null || packages+=("$${pair##*:}")
+	done
+	# The headers may lie elsewhere, under a compiler of its own: so the compiler is asked, not the file system.
+	for pair in openssl/ssl.h:libssl-dev zlib.h:zlib1g-dev; do
+		echo "#include <$${pair%%:*}>" | gcc -E - >/dev/null 2>&1 || packages+=("$${pair##*:}")
+	done
+	if [ -z "$$java_is_missing" ] && [ $${#packages[@]} -eq 0 ]; then exit 0; fi
+	wanted="$${packages[*]}$${java_is_missing:+ openjdk-17-jre-headless (or newer)}"
+	give_up() { echo "setup: $$1. Install by hand, then try again: $$wanted" >&2; exit 1; }
+	command -v apt-get >/dev/null || give_up "these packages are missing, and there is no apt-get"
+	root=(); if [ "$$(id -u)" -ne 0 ]; then
+		command -v sudo >/dev/null || give_up "these packages are missing, and there is no sudo to install them with"
+		root=(sudo)
+	fi
+	echo "setup: missing, and now installed with apt-get: $$wanted" >&2
+	"$${root[@]}" apt-get -qq update >&2 || give_up "apt-get could not fetch its lists (no network, or no rights)"
+	if [ -n "$$java_is_missing" ]; then
+		# Each release has its own: 17 on Debian 12, 21 on Debian 13.
+		for jre in openjdk-17-jre-headless openjdk-21-jre-headless openjdk-25-jre-headless default-jre-headless; do
+			if apt-cache show "$$jre" >/dev/null 2>&1; then packages+=("$$jre"); break; fi
+		done
+	fi
+	"$${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${packages[@]}" >&2 \
+		|| give_up "apt-get could not install them"

@@ -1,0 +1,183 @@
+//! The settings of the process, and the checks between them.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
+use clap::{Args, Subcommand};
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// What the process is to do.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Carries out payment orders until asked to stop.
+    Run(Box<Config>),
+    /// Applies the migrations of the schema `executor`; run it as the owner of the database, after `outbox-relay migrate`.
+    Migrate(Migration),
+}
+
+/// Settings of `migrate`.
+#[derive(Args, Clone, Debug)]
+pub struct Migration {
+    /// Connection URL of the owner, `postgres://user:password@host:port/database`.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: SecretString,
+    /// Roles under which the executor runs.
+    #[arg(long = "service")]
+    pub services: Vec<String>,
+    /// Roles that may read everything.
+    #[arg(long = "reader")]
+    pub readers: Vec<String>,
+}
+
+/// Settings of `run`.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    /// Database of the executor, with its outbox.
+    #[command(flatten)]
+    pub postgres: PostgresConfig,
+    /// Broker that the requests come from.
+    #[command(flatten)]
+    pub kafka: KafkaConfig,
+    /// Where the writers' schemas are.
+    #[command(flatten)]
+    pub registry: RegistryConfig,
+    /// Port for operators.
+    #[command(flatten)]
+    pub admin: AdminConfig,
+    /// Topic of the requests.
+    #[arg(long, env = "REQUESTS_TOPIC", default_value = "payment-order-requests")]
+    pub requests_topic: String,
+    /// Consumer group; a group without offsets starts at the earliest record.
+    #[arg(long, env = "CONSUMER_GROUP", default_value = "executor")]
+    pub consumer_group: String,
+    /// Where Stripe's API is.
+    #[arg(long, env = "STRIPE_BASE_URL", default_value = "https://api.stripe.com")]
+    pub stripe_base_url: String,
+    /// Stripe's secret key. Live keys are refused.
+    #[arg(long, env = "STRIPE_SECRET_KEY", hide_env_values = true)]
+    pub stripe_secret_key: SecretString,
+    /// Limit of one call to a PSP, connecting included. What is not answered by then is UNKNOWN and will be asked for.
+    #[arg(long, env = "PSP_TIMEOUT", default_value = "8s", value_parser = humantime::parse_duration)]
+    pub psp_timeout: Duration,
+    /// How long a claim is exclusive; a crashed process's orders wait that long. Default: the PSP timeout and 3 s.
+    #[arg(long, env = "LEASE", value_parser = humantime::parse_duration)]
+    pub lease: Option<Duration>,
+    /// Payment orders carried out at once.
+    #[arg(long, env = "CONCURRENCY", default_value_t = 64)]
+    pub concurrency: usize,
+    /// Payment orders asked about at once.
+    #[arg(long, env = "RESOLVE_CONCURRENCY", default_value_t = 16)]
+    pub resolve_concurrency: usize,
+    /// When to ask the PSP first, after a result that is not final.
+    #[arg(long, env = "RESOLVE_AFTER", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub resolve_after: Duration,
+    /// When to ask again, each time counted from the last, separated by commas. After that a person has to look.
+    #[arg(
+        long,
+        env = "RESOLVE_THEN",
+        value_delimiter = ',',
+        default_value = "30s,5m,1h,24h,24h,24h,24h,24h",
+        value_parser = humantime::parse_duration
+    )]
+    pub resolve_then: Vec<Duration>,
+}
+
+/// How much longer than the PSP timeout a lease must be: room for the statement that comes before the call.
+pub(crate) const LEASE_MARGIN: Duration = Duration::from_secs(1);
+
+impl Config {
+    /// Checks what no single setting can: called before anything is started.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        let (timeout, lease) = (self.psp_timeout, self.lease());
+        ensure!(
+            timeout >= Duration::from_millis(10),
+            "PSP_TIMEOUT is {timeout:?}; it must be at least 10 ms"
+        );
+        ensure!(
+            lease > timeout + LEASE_MARGIN,
+            "LEASE is {lease:?}; it must be more than {LEASE_MARGIN:?} longer than PSP_TIMEOUT ({timeout:?}): \
+             another executor could claim an order while its PSP call is running"
+        );
+        ensure!((1..=4096).contains(&self.concurrency), "CONCURRENCY must be between 1 and 4096");
+        ensure!(
+            (1..=4096).contains(&self.resolve_concurrency),
+            "RESOLVE_CONCURRENCY must be between 1 and 4096"
+        );
+        ensure!(self.ladder().len() <= 100, "RESOLVE_THEN must have less than 100 steps");
+        let key = self.stripe_secret_key.expose_secret();
+        ensure!(!key.is_empty(), "STRIPE_SECRET_KEY is empty");
+        ensure!(
+            !key.starts_with("sk_live_") && !key.starts_with("rk_live_"),
+            "STRIPE_SECRET_KEY is a live key: this version takes test keys only"
+        );
+        Ok(())
+    }
+
+    /// How long a claim is exclusive.
+    pub fn lease(&self) -> Duration {
+        self.lease.unwrap_or(self.psp_timeout + Duration::from_secs(3))
+    }
+
+    /// The waits between the looks at an order whose result is not final.
+    pub fn ladder(&self) -> Vec<Duration> {
+        std::iter::once(self.resolve_after).chain(self.resolve_then.iter().copied()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn config(more: &[&str]) -> Config {
+        let base = [
+            "executor",
+            "--database-url=postgres://localhost/x",
+            "--kafka-bootstrap=localhost:1",
+            "--schema-registry-url=http://localhost:1",
+        ];
+        let key = if more.iter().any(|arg| arg.contains("secret-key")) {
+            "--concurrency=64"
+        } else {
+            "--stripe-secret-key=sk_test_x"
+        };
+        Cli::parse_from(base.iter().chain([&key]).chain(more)).config
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_the_ladder_has_nine_steps() {
+        let config = config(&[]);
+        config.validate().unwrap();
+        assert_eq!(config.ladder().len(), 9);
+        assert_eq!(config.ladder()[0], Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_lease_that_a_call_can_outlive_is_refused() {
+        for (lease, fits) in [("2s", false), ("3s", false), ("3001ms", true)] {
+            let config = config(&["--psp-timeout=2s", &format!("--lease={lease}")]);
+            assert_eq!(config.validate().is_ok(), fits, "{lease}");
+        }
+    }
+
+    #[test]
+    fn live_keys_are_refused_and_never_shown() {
+        for key in ["sk_live_abc", "rk_live_abc", ""] {
+            assert!(config(&[&format!("--stripe-secret-key={key}")]).validate().is_err(), "{key}");
+        }
+        let shown = format!(
+            "{:?} {:#}",
+            config(&[]),
+            config(&["--stripe-secret-key=sk_live_abc"]).validate().unwrap_err()
+        );
+        assert!(!shown.contains("sk_test_x") && !shown.contains("sk_live_abc"), "{shown}");
+    }
+}

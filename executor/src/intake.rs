@@ -1,0 +1,344 @@
+//! From the topic to the inbox.
+//!
+//! ```text
+//! poll a batch -> decode and check -> one transaction: new requests | quarantined records -> commit -> wake -> commit offsets
+//! ```
+//! Offsets are committed after the database, never before. If the process dies in between, the records are read again, and their
+//! requests are known already. For the same reason offsets of partitions that were handed over meanwhile do no harm.
+//!
+//! A registry or a database that is away is waited for, with the batch in hand and the partitions paused, while the consumer goes on
+//! polling: it stays in its group. A record that cannot be taken in goes to quarantine and holds nobody up.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use chassis::{
+    backoff::Backoff,
+    kafka,
+    postgres::{Disposition, disposition, transaction},
+    shutdown::Shutdown,
+};
+use futures::FutureExt as _;
+use rdkafka::{
+    ClientContext, Message as _, Offset, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
+    error::{KafkaError, KafkaResult},
+    message::OwnedMessage,
+};
+use schema::{decode::Decoder, payment_order_requested::PaymentOrderRequestedEvent};
+use sqlx::PgPool;
+use tokio::sync::Notify;
+
+use crate::{
+    config::Config,
+    metrics::Metrics,
+    psp::Psps,
+    request::{self, Quarantined, Reason, Request},
+    store,
+};
+
+/// Most records of one batch, and most bytes, unless one record is larger.
+const BATCH_MAX: usize = 500;
+const BATCH_MAX_BYTES: usize = 4 << 20;
+/// A broker writes each commit to disk: not one per record.
+const COMMIT_EVERY: Duration = Duration::from_millis(100);
+
+type Consumer = StreamConsumer<Log>;
+
+/// Reads the topic.
+pub struct Intake {
+    consumer: Consumer,
+    decoder: Decoder<PaymentOrderRequestedEvent>,
+    pool: PgPool,
+    psps: Psps,
+    metrics: Metrics,
+    wake: Arc<Notify>,
+    shutdown: Shutdown,
+    /// Records that came while a batch was held.
+    ahead: Vec<OwnedMessage>,
+    /// Next offset per partition, of what the database has.
+    done: HashMap<(String, i32), i64>,
+    committed_at: Instant,
+}
+
+/// A record after decoding, with its original beside it.
+type Read = (OwnedMessage, Result<Request, Quarantined>);
+
+impl Intake {
+    /// Subscribes. Makes no call yet.
+    pub fn new(
+        config: &Config,
+        decoder: Decoder<PaymentOrderRequestedEvent>,
+        (pool, psps, metrics): (PgPool, Psps, Metrics),
+        wake: Arc<Notify>,
+        shutdown: Shutdown,
+    ) -> anyhow::Result<Self> {
+        let mut client = kafka::client(&config.kafka, "executor");
+        client
+            .set("group.id", &config.consumer_group)
+            .set("group.protocol", "classic")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // A group without offsets takes everything; what was taken in before is known by its id.
+            .set("auto.offset.reset", "earliest")
+            .set("session.timeout.ms", "10000")
+            .set("heartbeat.interval.ms", "1000")
+            .set("fetch.wait.max.ms", "100")
+            .set("queued.max.messages.kbytes", "16384")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        let consumer: Consumer =
+            kafka::finish(client, &config.kafka).create_with_context(Log).context("Kafka consumer")?;
+        consumer.subscribe(&[&config.requests_topic]).context("subscription")?;
+        let (ahead, done, committed_at) = (vec![], HashMap::new(), Instant::now());
+        Ok(Self { consumer, decoder, pool, psps, metrics, wake, shutdown, ahead, done, committed_at })
+    }
+
+    /// Takes requests in until asked to stop.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        while let Some(batch) = self.poll().await {
+            let Some(read) = self.read(batch).await else { break };
+            if !self.take_in(read).await {
+                break;
+            }
+            self.commit(CommitMode::Async);
+        }
+        self.committed_at = Instant::now() - COMMIT_EVERY;
+        // The last commit waits for the broker's answer, for which this thread may block.
+        tokio::task::spawn_blocking(move || {
+            self.commit(CommitMode::Sync);
+            self.consumer.unsubscribe();
+        })
+        .await
+        .context("the last offset commit")
+    }
+
+    /// What is ready, at least one record; None at the end.
+    async fn poll(&mut self) -> Option<Vec<OwnedMessage>> {
+        let mut batch = std::mem::take(&mut self.ahead);
+        while batch.is_empty() {
+            let commit_due = if self.done.is_empty() { Duration::from_hours(1) } else { COMMIT_EVERY };
+            tokio::select! {
+                () = self.shutdown.wait() => return None,
+                received = self.consumer.recv() => match received {
+                    Ok(message) => batch.push(message.detach()),
+                    Err(error) => {
+                        tracing::warn!(%error, "the topic could not be read");
+                        self.shutdown.sleep(Duration::from_millis(200)).await;
+                    }
+                },
+                () = tokio::time::sleep(commit_due) => self.commit(CommitMode::Async),
+            }
+        }
+        let mut bytes = 0;
+        while batch.len() < BATCH_MAX
+            && bytes < BATCH_MAX_BYTES
+            && let Some(Ok(message)) = self.consumer.recv().now_or_never()
+        {
+            bytes += message.payload_len();
+            batch.push(message.detach());
+        }
+        Some(batch)
+    }
+
+    /// Decodes and checks; None at the end.
+    async fn read(&mut self, batch: Vec<OwnedMessage>) -> Option<Vec<Read>> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut read = Vec::with_capacity(batch.len());
+        for record in batch {
+            loop {
+                match request::read(&record, &self.decoder, &self.psps).await {
+                    Ok(outcome) => break read.push((record, outcome)),
+                    Err(text) => self.hold("registry", &text, &mut backoff).await?,
+                }
+            }
+        }
+        self.go_on("registry");
+        Some(read)
+    }
+
+    /// Writes a batch, waiting for the database as long as it takes; false at the end. A batch that the database refuses is halved
+    /// until the culprit is alone.
+    async fn take_in(&mut self, read: Vec<Read>) -> bool {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        let mut parts = vec![read];
+        while let Some(mut part) = parts.pop() {
+            let Err(error) = self.write(&part).await else {
+                self.note(&part);
+                continue;
+            };
+            if disposition(&error) != Disposition::Culprit {
+                parts.push(part);
+                if self.hold("database", &error.to_string(), &mut backoff).await.is_none() {
+                    return false;
+                }
+                continue;
+            }
+            if part.len() > 1 {
+                let rest = part.split_off(part.len() / 2);
+                parts.extend([rest, part]);
+            } else if let Some((record, outcome)) = part.pop() {
+                if outcome.is_err() {
+                    // Even quarantine refuses it: a fault of ours, and nothing is to be lost by it.
+                    parts.push(vec![(record, outcome)]);
+                    if self.hold("database", &error.to_string(), &mut backoff).await.is_none() {
+                        return false;
+                    }
+                    continue;
+                }
+                let aside = request::quarantined(&record, Reason::Refused, &error.to_string());
+                parts.push(vec![(record, Err(aside))]);
+            }
+        }
+        self.go_on("database");
+        true
+    }
+
+    async fn write(&self, part: &[Read]) -> Result<(), sqlx::Error> {
+        let requests: Vec<Request> =
+            part.iter().filter_map(|(_, outcome)| outcome.as_ref().ok().cloned()).collect();
+        let aside: Vec<Quarantined> =
+            part.iter().filter_map(|(_, outcome)| outcome.as_ref().err().cloned()).collect();
+        let count = requests.len();
+        let new = transaction(&self.pool, move |tx| {
+            Box::pin(async move {
+                if !aside.is_empty() {
+                    store::insert_quarantined(tx, &aside).await?;
+                }
+                if requests.is_empty() { Ok(0) } else { store::insert_requests(tx, &requests).await }
+            })
+        })
+        .await?;
+        if new > 0 {
+            self.wake.notify_one();
+        }
+        let count = u64::try_from(count).unwrap_or(0);
+        self.metrics.requests_received.inc_by(count);
+        self.metrics.requests_duplicate.inc_by(count.saturating_sub(new));
+        Ok(())
+    }
+
+    /// Logs what is in the database now, and remembers how far its offsets go.
+    fn note(&mut self, part: &[Read]) {
+        for (record, outcome) in part {
+            let (partition, offset) = (record.partition(), record.offset());
+            match outcome {
+                Ok(request) => tracing::debug!(
+                    trace_id = request.trace.trace_id(),
+                    payment_order_id = %request.event.payment_order_id,
+                    event_id = request.event_id.map(tracing::field::display),
+                    partition,
+                    offset,
+                    "request taken in"
+                ),
+                Err(aside) => {
+                    self.metrics.requests_quarantined.with_label_values(&[aside.reason.as_str()]).inc();
+                    let (reason_code, reason) = (aside.reason.as_str(), &aside.text);
+                    tracing::warn!(
+                        topic = record.topic(),
+                        partition,
+                        offset,
+                        reason_code,
+                        reason,
+                        "record set aside"
+                    );
+                }
+            }
+            let next = self.done.entry((record.topic().to_owned(), partition)).or_default();
+            *next = (*next).max(offset + 1);
+        }
+    }
+
+    /// Commits the offsets of what is in the database, if it is time.
+    fn commit(&mut self, mode: CommitMode) {
+        if self.done.is_empty() || self.committed_at.elapsed() < COMMIT_EVERY {
+            return;
+        }
+        let mut offsets = TopicPartitionList::new();
+        for ((topic, partition), next) in self.done.drain() {
+            if let Err(error) = offsets.add_partition_offset(&topic, partition, Offset::Offset(next)) {
+                tracing::warn!(%error, topic, partition, "offset");
+            }
+        }
+        self.committed_at = Instant::now();
+        if let Err(error) = self.consumer.commit(&offsets, mode) {
+            // Whoever owns the partition then reads these records again, and finds them known.
+            tracing::info!(%error, "offsets were not committed");
+        }
+    }
+
+    /// Waits before another try, with the partitions paused, and goes on polling meanwhile; None at the end.
+    async fn hold(&mut self, on: &str, why: &str, backoff: &mut Backoff) -> Option<()> {
+        let delay = backoff.next_delay();
+        self.metrics.waiting.with_label_values(&[on]).set(1);
+        tracing::warn!(on, why, delay_ms = delay.as_millis(), "intake waits");
+        let until = tokio::time::Instant::now() + delay;
+        self.pause();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Some(()),
+                () = self.shutdown.wait() => return None,
+                received = self.consumer.recv() => {
+                    // From a partition that was assigned only now.
+                    if let Ok(message) = received {
+                        self.ahead.push(message.detach());
+                        self.pause();
+                    }
+                }
+            }
+        }
+    }
+
+    fn pause(&self) {
+        if let Err(error) = self.consumer.assignment().and_then(|owned| self.consumer.pause(&owned)) {
+            tracing::debug!(%error, "pause");
+        }
+    }
+
+    fn go_on(&self, on: &str) {
+        let waiting = self.metrics.waiting.with_label_values(&[on]);
+        if waiting.get() == 0 {
+            return;
+        }
+        waiting.set(0);
+        if let Err(error) = self.consumer.assignment().and_then(|owned| self.consumer.resume(&owned)) {
+            tracing::debug!(%error, "resume");
+        }
+        tracing::info!(on, "intake goes on");
+    }
+}
+
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intake")
+            .field("ahead", &self.ahead.len())
+            .field("done", &self.done)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tells the log what the consumer tells us.
+struct Log;
+
+impl ClientContext for Log {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka");
+    }
+}
+
+impl ConsumerContext for Log {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        tracing::info!(change = ?rebalance, "partitions of the requests' topic");
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::info!(%error, "offsets were not committed");
+        }
+    }
+}

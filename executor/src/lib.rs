@@ -1,0 +1,122 @@
+//! `PaymentOrderExecutor`: talks to PSPs, and only that. It carries out payment orders and records what the PSPs said.
+//!
+//! ```text
+//! payment-order-requests ─▶ intake ─▶ inbox ─▶ executor ──▶ PSP      first calls, replies
+//!                          (request)   ▲  │       │ course: what follows from an answer
+//!                                      │  └──▶ resolver ──▶ PSP      what is in doubt: asked again, never assumed
+//!                                      │          │
+//!                                      └─ record ◀┘   result + event in one transaction ─▶ outbox ─▶ (relay) psp-result-updates
+//! ```
+//! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`]; [`resolver`]
+//! takes up what was left in doubt; [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`]
+//! the group commit.
+//!
+//! What happens if the process dies
+//! - E1, before a call: the attempt is written down, nothing was sent. The lease runs out; the resolver looks the payment up, or sends
+//!   the same creation under the same key.
+//! - E2, the call was made and no reply was read; E3, the reply was read and no transaction was begun: as E1. The PSP is asked; a
+//!   payment that was charged is found so, one that was not is confirmed under the same key.
+//! - E4, after a result was inserted and before its event; E5, before COMMIT was sent: the transaction is rolled back, as E3.
+//! - E6, COMMIT was sent and no answer came: it happened or not. If the process lives, it writes the same again, which finds itself; if
+//!   not, and it did not happen, as E3.
+//! - E7, after the commit: the event is in the outbox, and the order is settled. Nothing is left to do.
+//!
+//! Before all this, a request that is not in the inbox yet is still on the topic: offsets are committed after the database.
+
+pub mod config;
+pub mod course;
+pub mod executor;
+pub mod group;
+pub mod intake;
+pub mod metrics;
+pub mod psp;
+pub mod record;
+pub mod request;
+pub mod resolver;
+pub mod store;
+
+use std::{sync::Arc, time::Duration};
+
+use chassis::{admin, postgres, shutdown::Shutdown};
+use schema::{decode::Decoder, registry::Registry};
+use sqlx::PgPool;
+use tokio::sync::Notify;
+
+use crate::{
+    config::{Command, Config, Migration},
+    executor::{Executor, Pace},
+    intake::Intake,
+    metrics::Metrics,
+    psp::{Psps, stripe::Stripe},
+    store::Queue,
+};
+
+/// Does what the command says.
+pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
+    match command {
+        Command::Run(config) => run(*config, shutdown).await,
+        Command::Migrate(migration) => migrate(&migration).await,
+    }
+}
+
+/// Carries out payment orders until asked to stop.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    config.validate()?;
+    let stripe = Stripe::new(
+        &config.stripe_base_url,
+        &config.stripe_secret_key,
+        config.psp_timeout,
+        config.concurrency + config.resolve_concurrency,
+    )?;
+    let psps = Psps::new([Arc::new(stripe) as Arc<dyn psp::Psp>]);
+    let registry = admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
+    let metrics = Metrics::new(&registry, &psps)?;
+    let readiness = admin::Readiness::default();
+    admin::serve(&config.admin, registry, readiness.clone(), &shutdown).await?;
+    let pool = store::pool(&config.postgres)?;
+    if !database_ready(&pool, &shutdown).await {
+        return Ok(());
+    }
+    let wake = Arc::new(Notify::new());
+    let decoder = Decoder::new(Arc::new(Registry::new(&config.registry.schema_registry_url)?))?;
+    let parts = (pool.clone(), psps.clone(), metrics.clone());
+    let intake = Intake::new(&config, decoder, parts, Arc::clone(&wake), shutdown.clone())?;
+    let executor = Executor::new(&config, pool.clone(), psps, metrics.clone(), shutdown.clone());
+    let pace = Pace {
+        queue: Queue::Queued,
+        concurrency: config.concurrency,
+        busy: Duration::from_millis(10),
+        idle: Duration::from_millis(25),
+    };
+    shutdown.spawn("intake", intake.run());
+    shutdown.spawn("resolver", resolver::run(executor.clone(), config.resolve_concurrency));
+    shutdown.spawn("executor", executor.run(pace, wake));
+    shutdown.spawn("gauges", resolver::watch(pool, metrics, shutdown.clone()));
+    readiness.set(true);
+    tracing::info!(psp_timeout = ?config.psp_timeout, lease = ?config.lease(), concurrency = config.concurrency, "executor is ready");
+    shutdown.wait().await;
+    readiness.set(false);
+    Ok(())
+}
+
+/// Waits until the database answers; false if the end came first. What waiting cannot cure is said, and waited for all the same: an
+/// operator may be about to apply the migrations.
+async fn database_ready(pool: &PgPool, shutdown: &Shutdown) -> bool {
+    let mut backoff = chassis::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    while let Err(error) = store::check(pool).await {
+        tracing::warn!(%error, "the database is not ready");
+        if !shutdown.sleep(backoff.next_delay()).await {
+            return false;
+        }
+    }
+    true
+}
+
+/// Applies the migrations of the schema `executor`, and its grants. Doing it again changes nothing.
+pub async fn migrate(migration: &Migration) -> anyhow::Result<()> {
+    postgres::migrate(&migration.database_url, sqlx::migrate!("../migrations/executor"), "executor").await?;
+    let mut connection = postgres::connect(&migration.database_url, "migrate").await?;
+    store::grant(&mut connection, &migration.services, &migration.readers).await?;
+    tracing::info!(services = ?migration.services, readers = ?migration.readers, "schema executor is up to date");
+    Ok(())
+}

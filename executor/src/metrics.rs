@@ -1,0 +1,126 @@
+//! The metrics of the process. Every set of labels exists from the start, at 0.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
+};
+use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
+
+use crate::{
+    psp::{Answer, Operation, Psps},
+    record::Source,
+    request::Reason,
+};
+
+/// A PSP answers within milliseconds on loopback, and within the timeout otherwise.
+const PSP_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const STATUSES: [&str; 4] = ["SUCCESSFUL", "FAILED", "PENDING", "UNKNOWN"];
+
+/// All of them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Requests read from the topic and taken in, duplicates included.
+    pub requests_received: IntCounter,
+    /// Requests that were known already.
+    pub requests_duplicate: IntCounter,
+    /// Records that could not be taken in, by reason.
+    pub requests_quarantined: IntCounterVec,
+    /// Calls to PSPs, by what came of them.
+    pub psp_requests: IntCounterVec,
+    /// How long calls to PSPs took.
+    pub psp_request_duration: Histogram,
+    /// Results recorded, by who brought them. What was known already is not counted.
+    pub results_recorded: IntCounterVec,
+    /// Events written to the outbox.
+    pub outbox_inserts: IntCounterVec,
+    /// Orders whose PSP is still to be asked.
+    pub attempts_unknown: IntGauge,
+    /// Age of the oldest of them.
+    pub attempt_unknown_oldest_age: IntGauge,
+    /// Orders that a person must look at.
+    pub orders_in_review: IntGauge,
+    /// Claims lost to another executor before a call: leases that were too short.
+    pub claims_lost: IntCounter,
+    /// What each part of the process waits for, 1 while it waits.
+    pub waiting: IntGaugeVec,
+}
+
+/// The values of the label `on` of `executor_waiting`.
+pub const WAITING_ON: [&str; 2] = ["registry", "database"];
+
+impl Metrics {
+    /// Registers all metrics.
+    pub fn new(registry: &Registry, psps: &Psps) -> anyhow::Result<Self> {
+        let counter = |name: &str, help: &str| add(registry, IntCounter::new(name, help)?);
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            add(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help)?);
+        let duration = HistogramOpts::new("psp_request_duration_seconds", "How long calls to PSPs took.")
+            .buckets(PSP_BUCKETS.to_vec());
+        let metrics = Self {
+            requests_received: counter(
+                "requests_received_total",
+                "Requests read from the topic and taken in, duplicates included.",
+            )?,
+            requests_duplicate: counter("requests_duplicate_total", "Requests that were known already.")?,
+            requests_quarantined: counters(
+                "requests_quarantined_total",
+                "Records that could not be taken in.",
+                &["reason"],
+            )?,
+            psp_requests: counters("psp_requests_total", "Calls to PSPs.", &["psp", "operation", "outcome"])?,
+            psp_request_duration: add(registry, Histogram::with_opts(duration)?)?,
+            results_recorded: counters(
+                "results_recorded_total",
+                "Results recorded.",
+                &["psp_status", "source"],
+            )?,
+            outbox_inserts: counters(
+                "outbox_inserts_total",
+                "Events written to the outbox.",
+                &["event_type"],
+            )?,
+            attempts_unknown: gauge("payment_attempts_unknown", "Orders whose PSP is still to be asked.")?,
+            attempt_unknown_oldest_age: gauge(
+                "payment_attempt_unknown_oldest_age_seconds",
+                "Age of the oldest of them.",
+            )?,
+            orders_in_review: gauge("payment_orders_in_review", "Orders that a person must look at.")?,
+            claims_lost: counter("claims_lost_total", "Claims lost to another executor before a call.")?,
+            waiting: add(
+                registry,
+                IntGaugeVec::new(Opts::new("intake_waiting", "1 while the intake waits for it."), &["on"])?,
+            )?,
+        };
+        metrics.initialise(psps);
+        Ok(metrics)
+    }
+
+    fn initialise(&self, psps: &Psps) {
+        for reason in Reason::ALL {
+            self.requests_quarantined.with_label_values(&[reason.as_str()]);
+        }
+        for psp in psps.iter() {
+            for operation in Operation::ALL {
+                for outcome in Answer::LABELS {
+                    self.psp_requests.with_label_values(&[psp.label(), operation.label(), outcome]);
+                }
+            }
+        }
+        for status in STATUSES {
+            for source in Source::ALL {
+                self.results_recorded.with_label_values(&[status, source.as_str()]);
+            }
+        }
+        self.outbox_inserts.with_label_values(&[PspResultUpdateEvent::TYPE]);
+        for on in WAITING_ON {
+            self.waiting.with_label_values(&[on]).set(0);
+        }
+    }
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> anyhow::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}

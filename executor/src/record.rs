@@ -1,0 +1,385 @@
+//! The one way in which a result is recorded, whoever brought it.
+//!
+//! ```text
+//! one transaction:  lock the order  ->  insert the result, if it says something new  ->  append its event, only then
+//!                                   ->  move the order on  ->  finish the call that brought it           -> commit
+//! ```
+//! The lock gives an order's events their order. What was said before is no event again. A claim that was lost meanwhile does not
+//! matter here: an answer in hand is evidence, and is always recorded.
+//!
+//! If the process dies before the commit, nothing of this has happened: the call stays STARTED, and the resolver asks the PSP. If it
+//! dies after the commit, everything has; a commit whose answer was lost is simply written again, which then finds itself.
+
+use std::{collections::HashSet, str::FromStr, sync::Arc, time::Duration};
+
+use chassis::{postgres::transaction, telemetry::TraceContext};
+use outbox::NewEvent;
+use schema::{
+    decode::Event as _,
+    psp_result_update::{PspResultUpdateEvent, PspStatus},
+};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    psp::code,
+    store::{self, Finished},
+};
+
+/// First and longest pause after calls that were not executed.
+const AGAIN_FIRST: Duration = Duration::from_millis(250);
+const AGAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Who brought a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The reply to the first try.
+    Reply,
+    /// The PSP, by itself.
+    Webhook,
+    /// The resolver, by asking.
+    Resolver,
+    /// A person.
+    Operator,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Reply, Self::Webhook, Self::Resolver, Self::Operator];
+
+    /// As it stands in the database and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reply => "REPLY",
+            Self::Webhook => "WEBHOOK",
+            Self::Resolver => "RESOLVER",
+            Self::Operator => "OPERATOR",
+        }
+    }
+}
+
+/// How far an order has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// To be carried out.
+    Queued,
+    /// Claimed.
+    InFlight,
+    /// The PSP is to be asked.
+    Resolving,
+    /// Final.
+    Settled,
+    /// A person must look.
+    Review,
+}
+
+impl State {
+    /// As it stands in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::InFlight => "IN_FLIGHT",
+            Self::Resolving => "RESOLVING",
+            Self::Settled => "SETTLED",
+            Self::Review => "REVIEW",
+        }
+    }
+}
+
+/// The database holds a state that this version does not know.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown state {0:?}")]
+pub struct UnknownState(String);
+
+impl FromStr for State {
+    type Err = UnknownState;
+
+    fn from_str(text: &str) -> Result<Self, UnknownState> {
+        let all = [Self::Queued, Self::InFlight, Self::Resolving, Self::Settled, Self::Review];
+        all.into_iter().find(|state| state.as_str() == text).ok_or_else(|| UnknownState(text.to_owned()))
+    }
+}
+
+/// What is to be recorded about an order.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// The order.
+    pub payment_order_id: Uuid,
+    /// Who brings it.
+    pub source: Source,
+    /// The claim under which it was found.
+    pub claim: Option<Uuid>,
+    /// The call that brought it.
+    pub finished: Option<Finished>,
+    /// The finding itself.
+    pub outcome: Outcome,
+    /// Id of the event, should it become one: drawn before, so that writing it twice is writing it once.
+    pub event_id: Uuid,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// A result.
+    Result(PspResultUpdateEvent),
+    /// A look-up gave no answer: what is known stays.
+    Nothing,
+    /// Nothing was executed: to be taken up again, after a pause if `failed`.
+    Later {
+        /// False if it was our own wish, as at the end of the process.
+        failed: bool,
+    },
+}
+
+/// What became of a finding.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The event that was written; None if there was nothing new to say.
+    pub event: Option<PspResultUpdateEvent>,
+    /// Where the order stands now.
+    pub state: State,
+}
+
+/// How an order stands, read under its lock.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The order.
+    pub payment_order_id: Uuid,
+    /// How far it has come.
+    pub state: State,
+    /// There was a result before.
+    pub known: bool,
+    /// The PSP's id of the payment.
+    pub psp_reference: Option<String>,
+    /// Who holds it.
+    pub claimed_by: Option<Uuid>,
+    /// Steps of the ladder used.
+    pub rung: i16,
+    /// Calls in a row that were not executed.
+    pub failures: i16,
+    /// The trace it belongs to.
+    pub traceparent: String,
+    /// The trace's state.
+    pub tracestate: Option<String>,
+}
+
+/// What is written about an order.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The order.
+    pub payment_order_id: Uuid,
+    /// Who brought it.
+    pub source: Source,
+    /// Id of the event, if the result is new.
+    pub event_id: Uuid,
+    /// A result.
+    pub result: Option<PspResultUpdateEvent>,
+    /// Where the order goes; None if it stays.
+    pub standing: Option<Moved>,
+    /// The call that is finished by it.
+    pub finished: Option<Finished>,
+}
+
+/// Where an order goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// How far it has come.
+    pub state: State,
+    /// The PSP's id of the payment, if it was learnt now.
+    pub psp_reference: Option<String>,
+    /// When it is to be taken up.
+    pub due_in: Duration,
+    /// Steps of the ladder used.
+    pub rung: i16,
+    /// Calls in a row that were not executed.
+    pub failures: i16,
+}
+
+/// Records findings; returns what became of each, in their order.
+pub async fn record(
+    pool: PgPool,
+    ladder: Arc<[Duration]>,
+    findings: Vec<Finding>,
+) -> Result<Vec<Recorded>, sqlx::Error> {
+    let mut recorded = vec![None; findings.len()];
+    let mut rest: Vec<usize> = (0..findings.len()).collect();
+    while !rest.is_empty() {
+        // Two findings about one order are recorded one after the other.
+        let mut orders = HashSet::new();
+        let (round, later): (Vec<_>, Vec<_>) =
+            rest.into_iter().partition(|&n| orders.insert(findings[n].payment_order_id));
+        let batch: Vec<Finding> = round.iter().map(|&n| findings[n].clone()).collect();
+        let ladder = Arc::clone(&ladder);
+        let results =
+            transaction(&pool, move |tx| Box::pin(async move { record_round(tx, &ladder, batch).await }))
+                .await?;
+        for (n, result) in round.into_iter().zip(results) {
+            recorded[n] = Some(result);
+        }
+        rest = later;
+    }
+    Ok(recorded.into_iter().flatten().collect())
+}
+
+async fn record_round(
+    tx: &mut PgConnection,
+    ladder: &[Duration],
+    batch: Vec<Finding>,
+) -> Result<Vec<Recorded>, sqlx::Error> {
+    let ids: Vec<Uuid> = batch.iter().map(|finding| finding.payment_order_id).collect();
+    let standings = store::lock_orders(tx, &ids).await?;
+    let mut pairs = Vec::with_capacity(batch.len());
+    for finding in batch {
+        let standing =
+            standings.iter().find(|standing| standing.payment_order_id == finding.payment_order_id);
+        // Findings are about orders that were taken in: rows that are never deleted.
+        let standing = standing.ok_or(sqlx::Error::RowNotFound)?;
+        pairs.push((standing, settle(standing, finding, ladder)));
+    }
+    let changes: Vec<Change> = pairs.iter().map(|(_, change)| change.clone()).collect();
+    let new = store::insert_results(tx, &changes).await?;
+    append(tx, &pairs, &new).await?;
+    store::apply(tx, &changes).await?;
+    let recorded = |(standing, change): (&Standing, Change)| Recorded {
+        event: change.result.filter(|_| new.contains(&change.event_id)),
+        state: change.standing.map_or(standing.state, |moved| moved.state),
+    };
+    Ok(pairs.into_iter().map(recorded).collect())
+}
+
+async fn append(
+    tx: &mut PgConnection,
+    pairs: &[(&Standing, Change)],
+    new: &[Uuid],
+) -> Result<(), sqlx::Error> {
+    let mut events = Vec::with_capacity(new.len());
+    for (standing, change) in pairs.iter().filter(|(_, change)| new.contains(&change.event_id)) {
+        let payload =
+            serde_json::to_value(&change.result).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+        let traceparent = TraceContext::parse(&standing.traceparent).map(|trace| trace.child().traceparent());
+        events.push((
+            change,
+            change.payment_order_id.to_string(),
+            payload,
+            traceparent,
+            standing.tracestate.as_deref(),
+        ));
+    }
+    if events.is_empty() {
+        return Ok(());
+    }
+    let events = events.iter().map(|(change, aggregate_id, payload, traceparent, tracestate)| NewEvent {
+        event_id: change.event_id,
+        event_type: PspResultUpdateEvent::TYPE,
+        aggregate_id,
+        payload: payload.clone(),
+        traceparent: traceparent.as_deref(),
+        tracestate: *tracestate,
+    });
+    outbox::append_all(tx, events.collect()).await
+}
+
+/// What a finding changes. Pure.
+fn settle(standing: &Standing, finding: Finding, ladder: &[Duration]) -> Change {
+    let ours = standing.claimed_by.is_none() || standing.claimed_by == finding.claim;
+    let open = match standing.state {
+        State::Queued | State::InFlight | State::Resolving => ours,
+        State::Settled | State::Review => false,
+    };
+    let mut change = Change {
+        payment_order_id: finding.payment_order_id,
+        source: finding.source,
+        event_id: finding.event_id,
+        result: None,
+        standing: None,
+        finished: finding.finished,
+    };
+    let learnt = change.finished.as_ref().and_then(|finished| finished.answer.reference.clone());
+    let moved = |state, due_in, rung, failures| {
+        Some(Moved { state, psp_reference: learnt.clone(), due_in, rung, failures })
+    };
+    match finding.outcome {
+        Outcome::Result(result) => {
+            match ends(&result) {
+                Some(state) if standing.state != State::Settled => {
+                    change.standing = moved(state, Duration::ZERO, standing.rung, 0);
+                }
+                None if open => return look_again(standing, change, Some(result), learnt, ladder),
+                // What is settled stays settled: the event says the rest.
+                Some(_) | None => {}
+            }
+            change.result = Some(result);
+        }
+        Outcome::Nothing if open => return look_again(standing, change, None, learnt, ladder),
+        Outcome::Later { failed } if open => {
+            let state = if standing.known { State::Resolving } else { State::Queued };
+            let failures = if failed { standing.failures.saturating_add(1) } else { standing.failures };
+            let due_in = if failed { pause(standing.failures) } else { Duration::ZERO };
+            change.standing = moved(state, due_in, standing.rung, failures);
+        }
+        Outcome::Nothing | Outcome::Later { .. } => {}
+    }
+    change
+}
+
+/// The state in which a result ends an order; None if it does not.
+fn ends(result: &PspResultUpdateEvent) -> Option<State> {
+    match result.psp_status {
+        PspStatus::Successful | PspStatus::Failed => Some(State::Settled),
+        PspStatus::Pending => None,
+        PspStatus::Unknown => match result.error_code.as_deref() {
+            Some(
+                code::AMOUNT_MISMATCH
+                | code::IDEMPOTENCY_MISMATCH
+                | code::EXPIRED
+                | code::RESOLUTION_EXHAUSTED,
+            ) => Some(State::Review),
+            _ => None,
+        },
+    }
+}
+
+/// The next step of the ladder, or its end: never a failure, however old the order is.
+fn look_again(
+    standing: &Standing,
+    mut change: Change,
+    result: Option<PspResultUpdateEvent>,
+    learnt: Option<String>,
+    ladder: &[Duration],
+) -> Change {
+    let next = usize::try_from(standing.rung).ok().and_then(|rung| ladder.get(rung));
+    let Some(&due_in) = next else {
+        change.result = Some(PspResultUpdateEvent {
+            payment_order_id: standing.payment_order_id,
+            psp_status: PspStatus::Unknown,
+            psp_reference: learnt.clone().or_else(|| standing.psp_reference.clone()),
+            event_time: OffsetDateTime::now_utc(),
+            error_code: Some(code::RESOLUTION_EXHAUSTED.to_owned()),
+            error_message: Some("the PSP was asked as often as the ladder says".to_owned()),
+        });
+        change.standing = Some(Moved {
+            state: State::Review,
+            psp_reference: learnt,
+            due_in: Duration::ZERO,
+            rung: standing.rung,
+            failures: 0,
+        });
+        return change;
+    };
+    change.result = result;
+    change.standing = Some(Moved {
+        state: State::Resolving,
+        psp_reference: learnt,
+        due_in,
+        rung: standing.rung.saturating_add(1),
+        failures: 0,
+    });
+    change
+}
+
+/// Doubles with each failure in a row.
+fn pause(failures: i16) -> Duration {
+    let doublings = u32::try_from(failures.clamp(0, 16)).unwrap_or(0);
+    AGAIN_FIRST.saturating_mul(1 << doublings).min(AGAIN_MAX)
+}

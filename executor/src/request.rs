@@ -1,0 +1,265 @@
+//! From a record of the topic to a request that can be carried out, or the reason why it is not one. Pure, but for the registry.
+
+use chassis::telemetry::TraceContext;
+use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
+use schema::{
+    decode::{DecodeError, Decoder},
+    payment_order_requested::PaymentOrderRequestedEvent,
+    wire::Envelope,
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::psp::Psps;
+
+/// Longest text taken in: Stripe's limit of a metadata value.
+const TEXT_MAX_CHARS: usize = 500;
+/// W3C Trace Context: at least 512 characters must be kept.
+const TRACESTATE_MAX_BYTES: usize = 512;
+
+/// A request that can be carried out.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What is asked for.
+    pub event: PaymentOrderRequestedEvent,
+    /// `ce_id` of the record.
+    pub event_id: Option<Uuid>,
+    /// The trace that the payment began; a new one if the record has none.
+    pub trace: TraceContext,
+    /// Its state, unchanged.
+    pub tracestate: Option<String>,
+}
+
+/// A record that is set aside, as it came.
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    /// Topic, partition and offset.
+    pub position: (String, i32, i64),
+    /// Why, for machines.
+    pub reason: Reason,
+    /// Why, for people.
+    pub text: String,
+    /// Original key.
+    pub key: Option<Vec<u8>>,
+    /// Original value.
+    pub value: Option<Vec<u8>>,
+    /// Original headers, as JSON.
+    pub headers: Value,
+}
+
+/// Why a record is set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It is not an event of this type.
+    Undecodable,
+    /// Its key is not its payment order id: it could overtake, or be overtaken.
+    KeyMismatch,
+    /// Nobody here talks to that PSP.
+    UnknownPsp,
+    /// The amount is not greater than 0.
+    Amount,
+    /// A text is not what it should be: currency, token or reference.
+    Text,
+    /// The database refused it.
+    Refused,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Undecodable, Self::KeyMismatch, Self::UnknownPsp, Self::Amount, Self::Text, Self::Refused];
+
+    /// As it stands in the database and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Undecodable => "UNDECODABLE",
+            Self::KeyMismatch => "KEY_MISMATCH",
+            Self::UnknownPsp => "UNKNOWN_PSP",
+            Self::Amount => "AMOUNT",
+            Self::Text => "TEXT",
+            Self::Refused => "REFUSED",
+        }
+    }
+}
+
+/// Reads a record. The error is for the registry's absence alone: the same record is to be read again later.
+pub async fn read(
+    record: &OwnedMessage,
+    decoder: &Decoder<PaymentOrderRequestedEvent>,
+    psps: &Psps,
+) -> Result<Result<Request, Quarantined>, String> {
+    let event = match decoder.decode(record.payload()).await {
+        Ok(event) => event,
+        Err(DecodeError::Wait(text)) => return Err(text),
+        Err(DecodeError::Undecodable(text)) => {
+            return Ok(Err(quarantined(record, Reason::Undecodable, &text)));
+        }
+    };
+    if let Err((reason, text)) = check(&event, record.key(), psps) {
+        return Ok(Err(quarantined(record, reason, &text)));
+    }
+    let envelope = Envelope::read(record.headers());
+    let trace = envelope.traceparent.as_deref().and_then(TraceContext::parse);
+    let printable = |text: &String| {
+        text.len() <= TRACESTATE_MAX_BYTES && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+    };
+    Ok(Ok(Request {
+        event,
+        event_id: envelope.event_id,
+        tracestate: envelope.tracestate.filter(printable).filter(|_| trace.is_some()),
+        trace: trace.unwrap_or_else(TraceContext::new_trace),
+    }))
+}
+
+/// Sets a record aside, as it came.
+pub fn quarantined(record: &OwnedMessage, reason: Reason, text: &str) -> Quarantined {
+    Quarantined {
+        position: (record.topic().to_owned(), record.partition(), record.offset()),
+        reason,
+        // The text may quote the record, and PostgreSQL takes no NUL.
+        text: text.chars().filter(|c| !c.is_control()).take(1000).collect(),
+        key: record.key().map(<[u8]>::to_vec),
+        value: record.payload().map(<[u8]>::to_vec),
+        headers: headers(record),
+    }
+}
+
+fn check(
+    event: &PaymentOrderRequestedEvent,
+    key: Option<&[u8]>,
+    psps: &Psps,
+) -> Result<(), (Reason, String)> {
+    if key != Some(event.payment_order_id.to_string().as_bytes()) {
+        return Err((
+            Reason::KeyMismatch,
+            format!("the key is not the payment order id {}", event.payment_order_id),
+        ));
+    }
+    if psps.get(&event.psp).is_none() {
+        return Err((Reason::UnknownPsp, format!("no adapter for the PSP {:?}", event.psp)));
+    }
+    if event.amount_minor <= 0 {
+        return Err((Reason::Amount, format!("the amount is {}", event.amount_minor)));
+    }
+    if event.currency.len() != 3 || !event.currency.bytes().all(|b| b.is_ascii_uppercase()) {
+        return Err((Reason::Text, format!("{:?} is not an ISO 4217 code", event.currency)));
+    }
+    // A token begins with a letter; a card number does not, and neither belongs into any message.
+    let token = event.payment_method.as_bytes();
+    let in_token = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    if !token.first().is_some_and(u8::is_ascii_alphabetic) || !token.iter().all(in_token) || token.len() > 255
+    {
+        return Err((Reason::Text, "the payment method is not a token".to_owned()));
+    }
+    if event.merchant_reference.chars().count() > TEXT_MAX_CHARS
+        || event.merchant_reference.chars().any(char::is_control)
+    {
+        return Err((
+            Reason::Text,
+            "the merchant reference is too long or has control characters".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn headers(record: &OwnedMessage) -> Value {
+    let readable =
+        |bytes: &[u8]| std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).map(str::to_owned);
+    let one = |header: rdkafka::message::Header<'_, &[u8]>| {
+        let name = header.key.replace('\0', "");
+        match header.value {
+            None => json!({ "name": name }),
+            Some(bytes) => match readable(bytes) {
+                Some(text) => json!({ "name": name, "text": text }),
+                None => json!({ "name": name, "hex": hex::encode(bytes) }),
+            },
+        }
+    };
+    record.headers().map_or_else(|| json!([]), |headers| headers.iter().map(one).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use rdkafka::{
+        Timestamp,
+        message::{Header, OwnedHeaders},
+    };
+    use secrecy::SecretString;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::psp::{Psp, stripe::Stripe};
+
+    fn psps() -> Psps {
+        let stripe =
+            Stripe::new("http://127.0.0.1:1", &SecretString::from("sk_test_x"), Duration::from_secs(1), 1)
+                .unwrap();
+        Psps::new([Arc::new(stripe) as Arc<dyn Psp>])
+    }
+
+    fn event() -> PaymentOrderRequestedEvent {
+        PaymentOrderRequestedEvent {
+            payment_order_id: Uuid::from_u128(1),
+            psp: "STRIPE".into(),
+            amount_minor: 1,
+            currency: "EUR".into(),
+            payment_method: "pm_card_visa".into(),
+            merchant_reference: "order 1".into(),
+            expires_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_carried_out_is_refused_with_its_reason() {
+        let psps = psps();
+        let refused = |change: &dyn Fn(&mut PaymentOrderRequestedEvent)| {
+            let mut event = event();
+            let key = event.payment_order_id.to_string();
+            change(&mut event);
+            check(&event, Some(key.as_bytes()), &psps).err().map(|(reason, _)| reason)
+        };
+        assert_eq!(refused(&|_| {}), None);
+        assert_eq!(refused(&|e| e.payment_order_id = Uuid::from_u128(2)), Some(Reason::KeyMismatch));
+        assert_eq!(refused(&|e| e.psp = "stripe".into()), Some(Reason::UnknownPsp));
+        assert_eq!(refused(&|e| e.amount_minor = 0), Some(Reason::Amount));
+        assert_eq!(refused(&|e| e.amount_minor = i64::MIN), Some(Reason::Amount));
+        for currency in ["", "eur", "EURO", "E R"] {
+            assert_eq!(refused(&|e| e.currency = currency.into()), Some(Reason::Text), "{currency:?}");
+        }
+        for token in ["", "4111111111111111", "4111 1111", "pm_\0", "pm é", "pm_x\n"] {
+            assert_eq!(refused(&|e| e.payment_method = token.into()), Some(Reason::Text), "{token:?}");
+        }
+        assert_eq!(refused(&|e| e.merchant_reference = "a\0".into()), Some(Reason::Text));
+        assert_eq!(refused(&|e| e.merchant_reference = "a".repeat(501)), Some(Reason::Text));
+        assert_eq!(check(&event(), None, &psps).unwrap_err().0, Reason::KeyMismatch);
+    }
+
+    #[test]
+    fn a_record_is_set_aside_as_it_came() {
+        let headers = OwnedHeaders::new()
+            .insert(Header { key: "a", value: Some("text") })
+            .insert(Header { key: "b", value: Some(&[0xff, 0x00][..]) })
+            .insert(Header { key: "a", value: None::<&str> });
+        let record = OwnedMessage::new(
+            Some(vec![1, 0]),
+            None,
+            "t".into(),
+            Timestamp::NotAvailable,
+            3,
+            42,
+            Some(headers),
+        );
+        let aside = quarantined(&record, Reason::Undecodable, "not\0 this");
+        assert_eq!(aside.position, ("t".to_owned(), 3, 42));
+        assert_eq!(
+            (aside.key, aside.value.as_deref(), aside.text.as_str()),
+            (None, Some(&[1, 0][..]), "not this")
+        );
+        assert_eq!(
+            aside.headers,
+            json!([{"name": "a", "text": "text"}, {"name": "b", "hex": "ff00"}, {"name": "a"}])
+        );
+    }
+}

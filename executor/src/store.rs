@@ -1,0 +1,444 @@
+//! All SQL of the process. Everything works on sets: one statement for a batch, not one per order.
+
+use std::time::Duration;
+
+use chassis::{config::PostgresConfig, postgres::connect_options};
+use secrecy::SecretString;
+use sqlx::{PgConnection, PgPool, Row as _, postgres::PgPoolOptions, postgres::PgRow};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    psp::{Answer, Call, Operation, Order},
+    record::{Change, Standing},
+    request::{Quarantined, Request},
+};
+
+/// The pool of the process.
+pub fn pool(config: &PostgresConfig) -> anyhow::Result<PgPool> {
+    // Every statement here looks rows up by an index, and plans are kept: one made while the tables were empty must not be a scan
+    // of the whole table, which is what an empty table is best read by.
+    let by_index =
+        [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("jit", "off")];
+    Ok(PgPoolOptions::new()
+        .max_connections(config.database_pool_size)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(connect_options(&config.database_url, "executor")?.options(by_index)))
+}
+
+/// Fails if the database does not answer, or has not been migrated.
+pub async fn check(pool: &PgPool) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT FROM executor.inbox LIMIT 0").execute(pool).await.map(|_| ())
+}
+
+// ------------------------------------------------------------------------------------------------------------------ intake
+
+/// Takes requests in; returns how many were new.
+pub async fn insert_requests(tx: &mut PgConnection, requests: &[Request]) -> Result<u64, sqlx::Error> {
+    let column = |of: fn(&Request) -> &str| requests.iter().map(of).collect::<Vec<_>>();
+    let inserted = sqlx::query(
+        "INSERT INTO executor.inbox (payment_order_id, request_event_id, psp, amount_minor, currency, payment_method,
+                                     merchant_reference, expires_at, traceparent, tracestate)
+         SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::text[],
+                              $7::text[], $8::timestamptz[], $9::text[], $10::text[])
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(requests.iter().map(|r| r.event.payment_order_id).collect::<Vec<_>>())
+    .bind(requests.iter().map(|r| r.event_id).collect::<Vec<_>>())
+    .bind(column(|r| &r.event.psp))
+    .bind(requests.iter().map(|r| r.event.amount_minor).collect::<Vec<_>>())
+    .bind(column(|r| &r.event.currency))
+    .bind(column(|r| &r.event.payment_method))
+    .bind(column(|r| &r.event.merchant_reference))
+    .bind(requests.iter().map(|r| r.event.expires_at).collect::<Vec<_>>())
+    .bind(requests.iter().map(|r| r.trace.traceparent()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|r| r.tracestate.as_deref()).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(inserted.rows_affected())
+}
+
+/// Sets records aside; those that are there already stay.
+pub async fn insert_quarantined(tx: &mut PgConnection, records: &[Quarantined]) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO executor.quarantine (topic, partition, record_offset, reason_code, reason, record_key, record_value, headers)
+         SELECT * FROM UNNEST($1::text[], $2::integer[], $3::bigint[], $4::text[], $5::text[], $6::bytea[], $7::bytea[], $8::jsonb[])
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(records.iter().map(|r| r.position.0.as_str()).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.position.1).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.position.2).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.reason.as_str()).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.text.as_str()).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.key.as_deref()).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.value.as_deref()).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.headers.clone()).collect::<Vec<_>>())
+    .execute(tx)
+    .await
+    .map(|_| ())
+}
+
+// ------------------------------------------------------------------------------------------------------------------ claims
+
+/// Which orders are to be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// To be carried out.
+    Queued,
+    /// To be asked about: a result that is not final, or a claim whose holder is gone.
+    Due,
+}
+
+/// An order that may be claimed: locked until the end of the transaction.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The order.
+    pub order: Order,
+    /// The trace it belongs to.
+    pub traceparent: String,
+    /// The PSP's id of the payment.
+    pub reference: Option<String>,
+    /// When its first call was written down.
+    pub first_attempt_at: Option<OffsetDateTime>,
+}
+
+/// Locks up to `limit` orders that are due and that nobody else is claiming.
+pub async fn lock_due(
+    tx: &mut PgConnection,
+    queue: Queue,
+    limit: i64,
+) -> Result<Vec<Candidate>, sqlx::Error> {
+    let sql = match queue {
+        Queue::Queued => {
+            "SELECT * FROM executor.inbox WHERE state = 'QUEUED' AND due_at <= now()
+             ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED"
+        }
+        Queue::Due => {
+            "WITH resolving AS (
+                 SELECT * FROM executor.inbox WHERE state = 'RESOLVING' AND due_at <= now()
+                 ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+             ), lapsed AS (
+                 SELECT * FROM executor.inbox WHERE state = 'IN_FLIGHT' AND lease_until <= now()
+                 ORDER BY lease_until LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+             )
+             SELECT * FROM lapsed UNION ALL SELECT * FROM resolving LIMIT $1"
+        }
+    };
+    sqlx::query(sql).bind(limit).try_map(candidate).fetch_all(tx).await
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature of try_map")]
+fn candidate(row: PgRow) -> Result<Candidate, sqlx::Error> {
+    Ok(Candidate {
+        order: Order {
+            payment_order_id: row.try_get("payment_order_id")?,
+            psp: row.try_get("psp")?,
+            amount_minor: row.try_get("amount_minor")?,
+            currency: row.try_get("currency")?,
+            payment_method: SecretString::from(row.try_get::<String, _>("payment_method")?),
+            merchant_reference: row.try_get("merchant_reference")?,
+            expires_at: row.try_get("expires_at")?,
+        },
+        traceparent: row.try_get("traceparent")?,
+        reference: row.try_get("psp_reference")?,
+        first_attempt_at: row.try_get("first_attempt_at")?,
+    })
+}
+
+/// A call that is about to be made, as it is written down.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Id of the attempt.
+    pub attempt_id: Uuid,
+    /// Which operation.
+    pub operation: Operation,
+    /// Its idempotency key.
+    pub idempotency_key: Option<String>,
+    /// Hash of the request.
+    pub request_hash: String,
+}
+
+impl Started {
+    /// The record of this call, as a new attempt.
+    pub fn of(call: &Call) -> Self {
+        Self {
+            attempt_id: Uuid::now_v7(),
+            operation: call.operation,
+            idempotency_key: call.idempotency_key.clone(),
+            request_hash: call.hash(),
+        }
+    }
+}
+
+/// Claims the locked orders for `token` and writes down the first call of each, if there is one. Attempts that others have left open
+/// are closed: nobody is there any more to receive their answer.
+pub async fn claim(
+    tx: &mut PgConnection,
+    token: Uuid,
+    lease: Duration,
+    timeout: Duration,
+    claims: &[(Uuid, Option<Started>)],
+) -> Result<(), sqlx::Error> {
+    let started = || claims.iter().map(|(_, started)| started.as_ref());
+    sqlx::query(
+        "WITH claims AS (
+             SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
+                    AS c (payment_order_id, attempt_id, operation, idempotency_key, request_hash)
+         ), taken AS (
+             UPDATE executor.inbox i
+             SET state = 'IN_FLIGHT', claimed_by = $6, lease_until = clock_timestamp() + make_interval(secs => $7),
+                 step = CASE WHEN c.operation <> 'GET' THEN c.operation ELSE i.step END,
+                 first_attempt_at = CASE WHEN c.operation <> 'GET' THEN coalesce(i.first_attempt_at, clock_timestamp())
+                                         ELSE i.first_attempt_at END,
+                 updated_at = clock_timestamp()
+             FROM claims c WHERE i.payment_order_id = c.payment_order_id
+         ), abandoned AS (
+             UPDATE executor.psp_attempts a
+             SET status = 'FINISHED', verdict = 'ABANDONED', finished_at = clock_timestamp()
+             FROM claims c WHERE a.payment_order_id = c.payment_order_id AND a.status = 'STARTED'
+         )
+         INSERT INTO executor.psp_attempts
+             (attempt_id, payment_order_id, operation, try, idempotency_key, request_hash, deadline_at)
+         SELECT c.attempt_id, c.payment_order_id, c.operation,
+                1 + (SELECT count(*) FROM executor.psp_attempts a
+                     WHERE a.payment_order_id = c.payment_order_id AND a.operation = c.operation),
+                c.idempotency_key, c.request_hash, clock_timestamp() + make_interval(secs => $8)
+         FROM claims c WHERE c.attempt_id IS NOT NULL",
+    )
+    .bind(claims.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind(started().map(|s| s.map(|s| s.attempt_id)).collect::<Vec<_>>())
+    .bind(started().map(|s| s.map(|s| s.operation.as_str())).collect::<Vec<_>>())
+    .bind(started().map(|s| s.and_then(|s| s.idempotency_key.as_deref())).collect::<Vec<_>>())
+    .bind(started().map(|s| s.map(|s| s.request_hash.as_str())).collect::<Vec<_>>())
+    .bind(token)
+    .bind(lease.as_secs_f64())
+    .bind(timeout.as_secs_f64())
+    .execute(tx)
+    .await
+    .map(|_| ())
+}
+
+// ------------------------------------------------------------------------------------------------------------------- calls
+
+/// An answer that leads to a further call: the one is finished and the other written down, in one statement.
+#[derive(Clone, Debug)]
+pub struct Advance {
+    /// The order.
+    pub payment_order_id: Uuid,
+    /// Under which claim.
+    pub claim: Uuid,
+    /// The call that was answered.
+    pub finished: Finished,
+    /// The call that follows.
+    pub started: Started,
+}
+
+/// A call that was answered.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Id of the attempt.
+    pub attempt_id: Uuid,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// For each order what is left of its lease, in seconds, or None if the claim is lost: no call may be made then. A lease too short for
+/// one more call is renewed.
+pub async fn advance(
+    pool: &PgPool,
+    lease: Duration,
+    needed: Duration,
+    timeout: Duration,
+    advances: &[Advance],
+) -> Result<Vec<Option<f64>>, sqlx::Error> {
+    let rows: Vec<(Uuid, f64)> = sqlx::query_as(
+        "WITH steps AS (
+             SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[])
+                    AS s (payment_order_id, claim, attempt_id, operation, idempotency_key, request_hash)
+         ), answers AS (
+             SELECT * FROM UNNEST($1::uuid[], $7::uuid[], $8::text[], $9::smallint[], $10::text[], $11::text[], $12::text[],
+                                  $13::text[], $14::timestamptz[])
+                    AS a (payment_order_id, attempt_id, verdict, http_status, psp_reference, psp_request_id, error_code,
+                          error_message, obtained_at)
+         ), finished AS (
+             UPDATE executor.psp_attempts p
+             SET status = 'FINISHED', finished_at = a.obtained_at, verdict = a.verdict, http_status = a.http_status,
+                 psp_reference = a.psp_reference, psp_request_id = a.psp_request_id, error_code = a.error_code,
+                 error_message = a.error_message
+             FROM answers a WHERE p.attempt_id = a.attempt_id
+         ), kept AS (
+             UPDATE executor.inbox i
+             SET psp_reference = coalesce(i.psp_reference, a.psp_reference),
+                 step = CASE WHEN s.operation <> 'GET' THEN s.operation ELSE i.step END,
+                 lease_until = CASE WHEN i.lease_until < clock_timestamp() + make_interval(secs => $15)
+                                    THEN clock_timestamp() + make_interval(secs => $16) ELSE i.lease_until END,
+                 updated_at = clock_timestamp()
+             FROM steps s JOIN answers a USING (payment_order_id)
+             WHERE i.payment_order_id = s.payment_order_id AND i.claimed_by = s.claim
+             RETURNING i.payment_order_id, extract(epoch FROM i.lease_until - clock_timestamp())::float8 AS remaining
+         ), started AS (
+             INSERT INTO executor.psp_attempts
+                 (attempt_id, payment_order_id, operation, try, idempotency_key, request_hash, deadline_at)
+             SELECT s.attempt_id, s.payment_order_id, s.operation,
+                    1 + (SELECT count(*) FROM executor.psp_attempts p
+                         WHERE p.payment_order_id = s.payment_order_id AND p.operation = s.operation),
+                    s.idempotency_key, s.request_hash, clock_timestamp() + make_interval(secs => $17)
+             FROM steps s JOIN kept USING (payment_order_id)
+         )
+         SELECT payment_order_id, remaining FROM kept",
+    )
+    .bind(advances.iter().map(|a| a.payment_order_id).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.claim).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.started.attempt_id).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.started.operation.as_str()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.started.idempotency_key.as_deref()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.started.request_hash.as_str()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.finished.attempt_id).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.finished.answer.verdict.as_str()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| http_status(&a.finished.answer)).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.finished.answer.reference.as_deref()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.finished.answer.request_id.as_deref()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.finished.answer.error_code.as_deref()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.finished.answer.error_message.as_deref()).collect::<Vec<_>>())
+    .bind(advances.iter().map(|a| a.finished.answer.obtained_at).collect::<Vec<_>>())
+    .bind(needed.as_secs_f64())
+    .bind(lease.as_secs_f64())
+    .bind(timeout.as_secs_f64())
+    .fetch_all(pool)
+    .await?;
+    let remaining =
+        |a: &Advance| rows.iter().find(|(id, _)| *id == a.payment_order_id).map(|(_, seconds)| *seconds);
+    Ok(advances.iter().map(remaining).collect())
+}
+
+fn http_status(answer: &Answer) -> Option<i16> {
+    answer.http_status.and_then(|status| i16::try_from(status).ok())
+}
+
+// ----------------------------------------------------------------------------------------------------------------- results
+
+/// Locks the orders, in the order of their ids, and says how they stand.
+pub async fn lock_orders(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Standing>, sqlx::Error> {
+    sqlx::query(
+        "SELECT payment_order_id, state, psp_status, psp_reference, claimed_by, rung, failures, traceparent, tracestate
+         FROM executor.inbox WHERE payment_order_id = ANY ($1) ORDER BY payment_order_id FOR NO KEY UPDATE",
+    )
+    .bind(ids)
+    .try_map(|row: PgRow| {
+        Ok(Standing {
+            payment_order_id: row.try_get("payment_order_id")?,
+            state: row.try_get::<String, _>("state")?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+            known: row.try_get::<Option<String>, _>("psp_status")?.is_some(),
+            psp_reference: row.try_get("psp_reference")?,
+            claimed_by: row.try_get("claimed_by")?,
+            rung: row.try_get("rung")?,
+            failures: row.try_get("failures")?,
+            traceparent: row.try_get("traceparent")?,
+            tracestate: row.try_get("tracestate")?,
+        })
+    })
+    .fetch_all(tx)
+    .await
+}
+
+/// Inserts the results of these changes; returns the event ids of those that were not known yet.
+pub async fn insert_results(tx: &mut PgConnection, changes: &[Change]) -> Result<Vec<Uuid>, sqlx::Error> {
+    let results: Vec<_> = changes.iter().filter_map(|c| c.result.as_ref().map(|r| (c, r))).collect();
+    if results.is_empty() {
+        return Ok(vec![]);
+    }
+    sqlx::query_scalar(
+        "INSERT INTO executor.psp_results
+             (result_id, payment_order_id, psp_status, psp_reference, error_code, error_message, source, event_id, event_time)
+         SELECT gen_random_uuid(), * FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::uuid[],
+                                                 $8::timestamptz[])
+         ON CONFLICT (payment_order_id, psp_status, psp_reference, error_code) DO NOTHING
+         RETURNING event_id",
+    )
+    .bind(results.iter().map(|(_, r)| r.payment_order_id).collect::<Vec<_>>())
+    .bind(results.iter().map(|(_, r)| r.psp_status.as_str()).collect::<Vec<_>>())
+    .bind(results.iter().map(|(_, r)| r.psp_reference.as_deref()).collect::<Vec<_>>())
+    .bind(results.iter().map(|(_, r)| r.error_code.as_deref()).collect::<Vec<_>>())
+    .bind(results.iter().map(|(_, r)| r.error_message.as_deref()).collect::<Vec<_>>())
+    .bind(results.iter().map(|(c, _)| c.source.as_str()).collect::<Vec<_>>())
+    .bind(results.iter().map(|(c, _)| c.event_id).collect::<Vec<_>>())
+    .bind(results.iter().map(|(_, r)| r.event_time).collect::<Vec<_>>())
+    .fetch_all(tx)
+    .await
+}
+
+/// Writes how the orders stand now, and finishes the calls that brought it.
+pub async fn apply(tx: &mut PgConnection, changes: &[Change]) -> Result<(), sqlx::Error> {
+    let answers: Vec<&Finished> = changes.iter().filter_map(|c| c.finished.as_ref()).collect();
+    let moved: Vec<_> = changes.iter().filter_map(|c| c.standing.as_ref().map(|s| (c, s))).collect();
+    sqlx::query(
+        "WITH answers AS (
+             SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::text[],
+                                  $8::timestamptz[])
+                    AS a (attempt_id, verdict, http_status, psp_reference, psp_request_id, error_code, error_message, obtained_at)
+         ), finished AS (
+             UPDATE executor.psp_attempts p
+             SET status = 'FINISHED', finished_at = a.obtained_at, verdict = a.verdict, http_status = a.http_status,
+                 psp_reference = a.psp_reference, psp_request_id = a.psp_request_id, error_code = a.error_code,
+                 error_message = a.error_message
+             FROM answers a WHERE p.attempt_id = a.attempt_id
+         )
+         UPDATE executor.inbox i
+         SET state = m.state, psp_status = coalesce(m.psp_status, i.psp_status),
+             psp_reference = coalesce(i.psp_reference, m.psp_reference), claimed_by = NULL, lease_until = NULL,
+             due_at = clock_timestamp() + make_interval(secs => m.due_in), rung = m.rung, failures = m.failures,
+             settled_at = CASE WHEN m.state IN ('SETTLED', 'REVIEW') THEN coalesce(i.settled_at, clock_timestamp()) END,
+             updated_at = clock_timestamp()
+         FROM UNNEST($9::uuid[], $10::text[], $11::text[], $12::text[], $13::float8[], $14::smallint[], $15::smallint[])
+              AS m (payment_order_id, state, psp_status, psp_reference, due_in, rung, failures)
+         WHERE i.payment_order_id = m.payment_order_id",
+    )
+    .bind(answers.iter().map(|f| f.attempt_id).collect::<Vec<_>>())
+    .bind(answers.iter().map(|f| f.answer.verdict.as_str()).collect::<Vec<_>>())
+    .bind(answers.iter().map(|f| http_status(&f.answer)).collect::<Vec<_>>())
+    .bind(answers.iter().map(|f| f.answer.reference.as_deref()).collect::<Vec<_>>())
+    .bind(answers.iter().map(|f| f.answer.request_id.as_deref()).collect::<Vec<_>>())
+    .bind(answers.iter().map(|f| f.answer.error_code.as_deref()).collect::<Vec<_>>())
+    .bind(answers.iter().map(|f| f.answer.error_message.as_deref()).collect::<Vec<_>>())
+    .bind(answers.iter().map(|f| f.answer.obtained_at).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(c, _)| c.payment_order_id).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.state.as_str()).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(c, _)| c.result.as_ref().map(|r| r.psp_status.as_str())).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.psp_reference.as_deref()).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.due_in.as_secs_f64()).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.rung).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.failures).collect::<Vec<_>>())
+    .execute(tx)
+    .await
+    .map(|_| ())
+}
+
+/// How many orders wait for the resolver, the age of the oldest in seconds, and how many wait for a person.
+pub async fn unresolved(pool: &PgPool) -> Result<(i64, i64, i64), sqlx::Error> {
+    sqlx::query_as(
+        "WITH unresolved AS (
+             SELECT received_at FROM executor.inbox WHERE state = 'RESOLVING'
+             UNION ALL SELECT received_at FROM executor.inbox WHERE state = 'IN_FLIGHT' AND lease_until <= now()
+         )
+         SELECT (SELECT count(*) FROM unresolved),
+                (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(received_at)), 0)::bigint FROM unresolved),
+                (SELECT count(*) FROM executor.inbox WHERE state = 'REVIEW')",
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Applies the grants of the schema.
+pub async fn grant(
+    connection: &mut PgConnection,
+    services: &[String],
+    readers: &[String],
+) -> Result<(), sqlx::Error> {
+    for role in services {
+        sqlx::query("SELECT executor.grant_service($1::name)").bind(role).execute(&mut *connection).await?;
+    }
+    for role in readers {
+        sqlx::query("SELECT executor.grant_reader($1::name)").bind(role).execute(&mut *connection).await?;
+    }
+    Ok(())
+}

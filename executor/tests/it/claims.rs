@@ -1,0 +1,60 @@
+//! Several executors on one database.
+
+use std::time::{Duration, Instant};
+
+use crate::setup::{World, request};
+
+#[tokio::test]
+async fn two_executors_never_make_the_same_call() {
+    let world = World::new("two").await;
+    let (first, second) = (world.start(&[]), world.start(&[]));
+    let events: Vec<_> = (0..300).map(|_| request("pm_card_visa")).collect();
+    world.send_all(&events).await;
+    world.wait_for_count("SELECT count(*) FROM executor.inbox WHERE state = 'SETTLED'", 300).await;
+    let twice = "SELECT count(*) FROM (SELECT FROM executor.psp_attempts GROUP BY payment_order_id, operation HAVING count(*) > 1) AS x";
+    assert_eq!(world.count(twice).await, 0);
+    assert_eq!(world.count("SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED'").await, 0);
+    assert_eq!(world.ledger().await.len(), 300);
+    assert_eq!(world.count("SELECT count(*) FROM outbox.events").await, 300);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn one_stops_in_the_middle_and_another_goes_on_without_waiting_for_a_lease() {
+    let world = World::new("handover").await;
+    let first = world.start(&["--lease=1m", "--concurrency=4"]);
+    let events: Vec<_> = (0..200).map(|_| request("pm_card_visa")).collect();
+    world.send_all(&events).await;
+    first.stop().await;
+    let second = world.start(&["--lease=1m"]);
+    let begun = Instant::now();
+    world.wait_for_count("SELECT count(*) FROM executor.inbox WHERE state = 'SETTLED'", 200).await;
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert_eq!(world.ledger().await.len(), 200);
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn no_transaction_is_open_while_the_psp_is_called() {
+    let world = World::new("no_transaction").await;
+    let running = world.start(&["--psp-timeout=3s", "--lease=6s"]);
+    let events: Vec<_> = (0..20).map(|_| request("pm_sim_timeout_before_charge")).collect();
+    world.send_all(&events).await;
+    let stalled =
+        "SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED' AND operation = 'CONFIRM'";
+    world.wait_for_count(stalled, 20).await;
+    // The loops go on looking for work, in transactions of a few milliseconds: none may stay.
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'executor'
+                AND (state LIKE 'idle in transaction%' OR state = 'active') AND xact_start < clock_timestamp() - interval '500 ms'";
+    let mut looks = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(world.count(open).await, 0);
+        looks += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(looks > 10);
+    assert_eq!(world.count(stalled).await, 20, "they still wait for the PSP");
+    running.stop().await;
+}

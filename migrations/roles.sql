@@ -1,0 +1,29 @@
+-- Roles and databases of a new cluster: run once, as a superuser, before the first `migrate`. It needs psql 15 or later,
+-- and takes the passwords from the environment.
+--
+-- payment_outbox owns both databases and runs the migrations; each process has a role of its own, which the migrations
+-- grant what it needs and nothing else; operator reads everything. No role may enter a database that is not its own.
+
+\set ON_ERROR_STOP on
+\getenv owner_password OWNER_PASSWORD
+\getenv executor_password EXECUTOR_PASSWORD
+\getenv payment_service_password PAYMENT_SERVICE_PASSWORD
+\getenv relay_password RELAY_PASSWORD
+\getenv operator_password OPERATOR_PASSWORD
+\getenv registry_password REGISTRY_PASSWORD
+
+CREATE ROLE payment_outbox LOGIN PASSWORD :'owner_password';
+CREATE ROLE executor LOGIN PASSWORD :'executor_password';
+CREATE ROLE payment_service LOGIN PASSWORD :'payment_service_password';
+CREATE ROLE relay LOGIN PASSWORD :'relay_password';
+CREATE ROLE operator LOGIN PASSWORD :'operator_password';
+-- For the schema registry, which keeps the schemas and their ids.
+CREATE ROLE registry LOGIN PASSWORD :'registry_password';
+
+CREATE DATABASE payments OWNER payment_outbox;
+CREATE DATABASE executor OWNER payment_outbox;
+CREATE DATABASE registry OWNER registry;
+
+REVOKE CONNECT, TEMPORARY ON DATABASE payments, executor, registry FROM PUBLIC;
+GRANT CONNECT ON DATABASE payments TO payment_service, relay, operator;
+GRANT CONNECT ON DATABASE executor TO executor, relay, operator;

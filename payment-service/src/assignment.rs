@@ -1,0 +1,291 @@
+//! Which partitions this consumer owns, since when, and where it starts in them. Runs inside the client's rebalance callbacks, on the
+//! thread that polls.
+//!
+//! Ownership is counted in terms: every assignment of a partition begins a new one. A record bears the term in which it was read, and
+//! neither it nor its offset counts for anything once that term is over: by then another member may have gone on from there.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use rdkafka::{
+    ClientContext, Statistics, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
+    error::{KafkaError, KafkaResult},
+    topic_partition_list::Offset,
+};
+
+use crate::metrics::Metrics;
+
+/// Limit of one question to the brokers inside a callback.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What one consumer owns. Shared with its callbacks.
+#[derive(Debug)]
+pub(crate) struct Assignment {
+    topic: String,
+    metrics: Arc<Metrics>,
+    owned: Mutex<Owned>,
+    /// Set while a batch waits: partitions that come meanwhile are paused at once.
+    holding: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Owned {
+    partitions: HashMap<i32, Partition>,
+    last_term: u64,
+    /// Why a start could not be determined.
+    failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Partition {
+    term: u64,
+    /// Every record before this offset is in the database.
+    finished: i64,
+    /// The offset that was last sent to the broker.
+    requested: i64,
+    /// The offset that the broker has acknowledged.
+    committed: i64,
+}
+
+impl Assignment {
+    pub(crate) fn new(topic: &str, metrics: Arc<Metrics>) -> Self {
+        Self { topic: topic.to_owned(), metrics, owned: Mutex::default(), holding: AtomicBool::new(false) }
+    }
+
+    fn owned(&self) -> std::sync::MutexGuard<'_, Owned> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The term in which this partition is owned.
+    pub(crate) fn term(&self, partition: i32) -> Option<u64> {
+        self.owned().partitions.get(&partition).map(|owned| owned.term)
+    }
+
+    /// How many partitions are owned.
+    pub(crate) fn count(&self) -> usize {
+        self.owned().partitions.len()
+    }
+
+    /// Remembers that every record before `next_offset`, read in `term`, is in the database.
+    pub(crate) fn finished(&self, partition: i32, term: u64, next_offset: i64) {
+        if let Some(owned) = self.owned().partitions.get_mut(&partition).filter(|owned| owned.term == term) {
+            owned.finished = next_offset;
+        }
+    }
+
+    /// Sends the offsets of what is finished, without waiting for the answer. Offsets whose commit failed are sent again.
+    pub(crate) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
+        if let Err(error) = self.send_offsets(consumer) {
+            self.not_committed(&error);
+        }
+    }
+
+    fn send_offsets(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        let mut offsets = TopicPartitionList::new();
+        for (number, partition) in &mut self.owned().partitions {
+            if partition.requested < partition.finished {
+                offsets.add_partition_offset(&self.topic, *number, Offset::Offset(partition.finished))?;
+                partition.requested = partition.finished;
+            }
+        }
+        if offsets.count() == 0 { Ok(()) } else { consumer.commit(&offsets, CommitMode::Async) }
+    }
+
+    /// Commits the offsets of what is finished, and waits for the answer.
+    fn commit_now(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        let mut offsets = TopicPartitionList::new();
+        for (number, partition) in &self.owned().partitions {
+            if partition.committed < partition.finished {
+                offsets.add_partition_offset(&self.topic, *number, Offset::Offset(partition.finished))?;
+            }
+        }
+        if offsets.count() > 0 {
+            consumer.commit(&offsets, CommitMode::Sync)?;
+            self.acknowledged(&offsets);
+        }
+        Ok(())
+    }
+
+    fn not_committed(&self, error: &KafkaError) {
+        self.metrics.commit_failures.inc();
+        tracing::warn!(error = %error, "offsets were not committed; they will be sent again");
+        for partition in self.owned().partitions.values_mut() {
+            partition.requested = partition.committed;
+        }
+    }
+
+    fn acknowledged(&self, offsets: &TopicPartitionList) {
+        let mut owned = self.owned();
+        for element in offsets.elements() {
+            if let (Some(partition), Offset::Offset(offset)) =
+                (owned.partitions.get_mut(&element.partition()), element.offset())
+            {
+                partition.committed = partition.committed.max(offset);
+            }
+        }
+    }
+
+    /// Says that a batch waits: nothing more is to be read.
+    pub(crate) fn hold(&self, holding: bool) {
+        self.holding.store(holding, Ordering::Release);
+    }
+
+    /// Why the consumer cannot go on, if it cannot.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.owned().failure.take()
+    }
+}
+
+impl ClientContext for Assignment {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "MAXPOLL" {
+            self.metrics.max_poll_exceeded.inc();
+        }
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => {
+                tracing::error!(facility, "librdkafka: {message}");
+            }
+            RDKafkaLogLevel::Warning => tracing::warn!(facility, "librdkafka: {message}"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(facility, "librdkafka: {message}");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(facility, "librdkafka: {message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.metrics.consumer_errors.inc();
+        tracing::warn!(error = %error, reason, "Kafka client");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        for topic in statistics.topics.values() {
+            for partition in topic.partitions.values().filter(|partition| partition.consumer_lag >= 0) {
+                let labels = [topic.topic.as_str(), &partition.partition.to_string()];
+                self.metrics.consumer_lag.with_label_values(&labels).set(partition.consumer_lag);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Assignment {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(partitions) => {
+                self.metrics.rebalances.with_label_values(&["assign"]).inc();
+                if let Err(error) = start_new_partitions_at_the_beginning(consumer, partitions) {
+                    // A partition that has an offset starts there all the same; one that has none makes the client report an
+                    // error. Ending the process is the cure for both.
+                    self.owned().failure = Some(format!("{error:#}"));
+                }
+            }
+            Rebalance::Revoke(partitions) => {
+                self.metrics.rebalances.with_label_values(&["revoke"]).inc();
+                self.leave(consumer, partitions);
+            }
+            Rebalance::Error(error) => {
+                self.metrics.rebalances.with_label_values(&["error"]).inc();
+                tracing::warn!(error = %error, "rebalance failed");
+            }
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Assign(partitions) = rebalance else { return };
+        let mut owned = self.owned();
+        for element in partitions.elements() {
+            owned.last_term += 1;
+            let partition = Partition { term: owned.last_term, finished: -1, requested: -1, committed: -1 };
+            owned.partitions.insert(element.partition(), partition);
+        }
+        drop(owned);
+        if self.holding.load(Ordering::Acquire)
+            && let Err(error) = consumer.pause(partitions)
+        {
+            tracing::warn!(error = %error, "new partitions were not paused");
+        }
+        let list: Vec<i32> = partitions
+            .elements()
+            .iter()
+            .map(rdkafka::topic_partition_list::TopicPartitionListElem::partition)
+            .collect();
+        tracing::info!(partitions = ?list, "partitions assigned");
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        match result {
+            Ok(()) => self.acknowledged(offsets),
+            Err(error) => self.not_committed(&error),
+        }
+    }
+}
+
+impl Assignment {
+    /// Ends the terms of these partitions. What is finished is committed first, while they are still ours; if they were taken away
+    /// (the session expired), nothing is: their new owner may be ahead.
+    fn leave(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let lost = consumer.assignment_lost();
+        if !lost && let Err(error) = self.commit_now(consumer) {
+            // The records come again, to whoever owns the partitions then, and are known.
+            self.metrics.commit_failures.inc();
+            tracing::warn!(error = %error, "offsets were not committed before partitions were given up");
+        }
+        let mut owned = self.owned();
+        let mut list = Vec::new();
+        for element in partitions.elements() {
+            owned.partitions.remove(&element.partition());
+            let labels = [element.topic(), &element.partition().to_string()];
+            drop(self.metrics.consumer_lag.remove_label_values(&labels));
+            list.push(element.partition());
+        }
+        tracing::info!(partitions = ?list, lost, "partitions revoked");
+    }
+}
+
+/// A partition for which the group has never committed an offset starts at its first record: commits that offset, before the
+/// client looks for one. Everything else is left to `auto.offset.reset=error`: an offset that points nowhere is for a person.
+fn start_new_partitions_at_the_beginning(
+    consumer: &BaseConsumer<Assignment>,
+    partitions: &TopicPartitionList,
+) -> anyhow::Result<()> {
+    if partitions.count() == 0 {
+        return Ok(());
+    }
+    let mut asked = TopicPartitionList::new();
+    for element in partitions.elements() {
+        asked.add_partition(element.topic(), element.partition());
+    }
+    let committed =
+        consumer.committed_offsets(asked, BROKER_TIMEOUT).context("committed offsets were not told")?;
+    let mut first = TopicPartitionList::new();
+    for element in committed.elements() {
+        element.error().with_context(|| format!("committed offset of partition {}", element.partition()))?;
+        if !matches!(element.offset(), Offset::Offset(_)) {
+            let (low, _) = consumer
+                .fetch_watermarks(element.topic(), element.partition(), BROKER_TIMEOUT)
+                .with_context(|| format!("first offset of partition {}", element.partition()))?;
+            tracing::info!(
+                partition = element.partition(),
+                offset = low,
+                "no offset committed yet: starting at the first record"
+            );
+            first.add_partition_offset(element.topic(), element.partition(), Offset::Offset(low))?;
+        }
+    }
+    if first.count() > 0 {
+        consumer.commit(&first, CommitMode::Sync).context("first offsets were not committed")?;
+    }
+    Ok(())
+}

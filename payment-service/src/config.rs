@@ -1,0 +1,121 @@
+//! Settings. Each is a flag and an environment variable; its comment is its help.
+
+use std::{net::SocketAddr, str::FromStr};
+
+use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
+use clap::Args;
+use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
+
+/// Settings of `payment-service run`.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    /// Where PostgreSQL is.
+    #[command(flatten)]
+    pub postgres: PostgresConfig,
+    /// Where Kafka is.
+    #[command(flatten)]
+    pub kafka: KafkaConfig,
+    /// Where the schema registry is.
+    #[command(flatten)]
+    pub registry: RegistryConfig,
+    /// The operators' port.
+    #[command(flatten)]
+    pub admin: AdminConfig,
+    /// Address of the API.
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Who may use the API: `caller:token`, separated by commas. A caller may have several tokens, so that one can be replaced.
+    #[arg(
+        long = "api-token",
+        env = "API_TOKENS",
+        value_delimiter = ',',
+        required = true,
+        hide_env_values = true
+    )]
+    pub api_tokens: Vec<ApiToken>,
+    /// Longest time that the API works on one request.
+    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "8s")]
+    pub request_timeout: humantime::Duration,
+    /// Most requests that the API works on at once; further ones are asked to come again.
+    #[arg(long, env = "REQUESTS_MAX", default_value_t = 512)]
+    pub requests_max: usize,
+    /// How long after its creation the first attempt of a payment order may still start. Keep it below the PSPs' idempotency windows.
+    #[arg(long, env = "ORDER_LIFETIME", default_value = "1h")]
+    pub order_lifetime: humantime::Duration,
+    /// Topic of the PSPs' results.
+    #[arg(long, env = "RESULTS_TOPIC", default_value = "psp-result-updates")]
+    pub results_topic: String,
+    /// Consumer group: the instances of one group share the partitions.
+    #[arg(long, env = "CONSUMER_GROUP", default_value = "payment-service")]
+    pub consumer_group: String,
+    /// Name of this instance within the group (static membership). An instance that comes back under its name has its partitions at
+    /// once; without a name the group waits for the session of the one that died. Two live processes must not share a name.
+    #[arg(long, env = "CONSUMER_INSTANCE")]
+    pub consumer_instance: Option<String>,
+    /// Most records in one transaction.
+    #[arg(long, env = "BATCH_MAX", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
+    pub batch_max: u32,
+    /// How often results that came before their payment order are tried again.
+    #[arg(long, env = "ORPHAN_RETRY", default_value = "5s")]
+    pub orphan_retry: humantime::Duration,
+}
+
+/// Settings of `payment-service migrate`.
+#[derive(Args, Clone, Debug)]
+pub struct MigrateConfig {
+    /// Connection URL of the schema's owner.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: SecretString,
+    /// Role of the service; may be repeated.
+    #[arg(long = "service")]
+    pub services: Vec<String>,
+    /// Role that may read everything and change nothing; may be repeated.
+    #[arg(long = "reader")]
+    pub readers: Vec<String>,
+}
+
+/// A caller of the API and the hash of a token. The token itself is forgotten as soon as it is read.
+#[derive(Clone)]
+pub struct ApiToken {
+    pub(crate) caller: String,
+    pub(crate) token_sha256: [u8; 32],
+}
+
+impl FromStr for ApiToken {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (caller, token) = text.split_once(':').ok_or("expected caller:token")?;
+        let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        // No slash: payment order ids are made of `caller/Idempotency-Key/try`, which must be read in one way only.
+        if caller.is_empty() || caller.len() > 64 || !caller.chars().all(letters) {
+            return Err("a caller has 1 to 64 of the characters A-Z a-z 0-9 - _ .".to_owned());
+        }
+        if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err("a token has at least one character, all of them visible ASCII".to_owned());
+        }
+        Ok(Self { caller: caller.to_owned(), token_sha256: Sha256::digest(token).into() })
+    }
+}
+
+impl std::fmt::Debug for ApiToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:[set]", self.caller)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_read_and_never_printed() {
+        let token: ApiToken = "shop-1:s3cret:with:colons".parse().unwrap();
+        assert_eq!(format!("{token:?}"), "shop-1:[set]");
+        assert_eq!(token.token_sha256, <[u8; 32]>::from(Sha256::digest("s3cret:with:colons")));
+        for wrong in ["", "shop", ":token", "shop:", "a/b:token", "shop:with space", "shöp:token"] {
+            assert!(wrong.parse::<ApiToken>().is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! From a Kafka record to a result, or to the reason why it is none. Waits only for the schema registry.
+//!
+//! Whatever bytes arrive: no panic, nothing thrown away. What cannot be a result keeps its original bytes for the quarantine.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use chassis::telemetry::TraceContext;
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message as _};
+use schema::{
+    decode::{DecodeError, Decoder},
+    psp_result_update::{PspResultUpdateEvent, sanitise_error_message},
+    wire::Envelope,
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// Longest reason that is kept, in characters.
+const REASON_MAX_CHARS: usize = 500;
+
+/// A record as it came, copied out of the consumer's memory.
+#[derive(Clone, Debug)]
+pub struct RawRecord {
+    /// Where it came from.
+    pub topic: Arc<str>,
+    /// Where in the topic.
+    pub partition: i32,
+    /// Where in the partition.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value; None is a tombstone.
+    pub value: Option<Vec<u8>>,
+    /// Its headers; an Err says why they could not be read.
+    pub headers: Result<RawHeaders, &'static str>,
+}
+
+/// Headers in their order; a name may occur more than once.
+#[derive(Clone, Debug, Default)]
+pub struct RawHeaders(pub Vec<(String, Option<Vec<u8>>)>);
+
+impl Headers for RawHeaders {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn try_get(&self, index: usize) -> Option<Header<'_, &[u8]>> {
+        self.0.get(index).map(|(key, value)| Header { key, value: value.as_deref() })
+    }
+}
+
+impl RawHeaders {
+    /// As JSON: an array of objects with `name` and `value`, or `hex` where the value is not text that PostgreSQL can hold.
+    pub fn to_json(&self) -> Value {
+        let text = |bytes: &[u8]| {
+            std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).map(str::to_owned)
+        };
+        self.0
+            .iter()
+            .map(|(name, value)| match value.as_deref() {
+                None => json!({ "name": name }),
+                Some(bytes) => match text(bytes) {
+                    Some(text) => json!({ "name": name, "value": text }),
+                    None => json!({ "name": name, "hex": hex::encode(bytes) }),
+                },
+            })
+            .collect()
+    }
+
+    /// What [`Self::to_json`] has written.
+    pub fn from_json(json: &Value) -> Self {
+        let headers = json.as_array().into_iter().flatten();
+        Self(
+            headers
+                .filter_map(|header| {
+                    let text = header["value"].as_str().map(|text| text.as_bytes().to_vec());
+                    let bytes = || header["hex"].as_str().and_then(|hex| hex::decode(hex).ok());
+                    Some((header["name"].as_str()?.to_owned(), text.or_else(bytes)))
+                })
+                .collect(),
+        )
+    }
+}
+
+impl RawRecord {
+    /// Copies a record out of the consumer's memory.
+    pub fn copy(topic: &Arc<str>, message: &BorrowedMessage<'_>) -> Self {
+        // rdkafka panics on a header name that is not UTF-8, and anybody who may write to the topic may write such a name.
+        let headers = catch_unwind(AssertUnwindSafe(|| {
+            let headers = message.headers().into_iter().flat_map(Headers::iter);
+            RawHeaders(
+                headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect(),
+            )
+        }));
+        Self {
+            topic: Arc::clone(topic),
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers.map_err(|_| "the name of a header is not UTF-8"),
+        }
+    }
+
+    /// About how much memory it holds.
+    pub fn bytes(&self) -> usize {
+        let headers = self.headers.as_ref().map_or(0, |headers| {
+            headers.0.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len)).sum()
+        });
+        self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len) + headers
+    }
+}
+
+/// A result of a PSP, ready to be decided upon.
+#[derive(Clone, Debug)]
+pub struct ResultUpdate {
+    /// The record that carried it.
+    pub record: Arc<RawRecord>,
+    /// The same for every copy of the event.
+    pub event_id: Uuid,
+    /// What the PSP said.
+    pub event: PspResultUpdateEvent,
+    /// Trace id that came with the record.
+    pub trace_id: Option<String>,
+    /// The row of the quarantine that this came from, when it is tried again.
+    pub quarantine_id: Option<i64>,
+}
+
+/// Why a record is in quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuarantineReason {
+    /// It is not an event.
+    Undecodable,
+    /// Its payment order does not exist (yet).
+    Orphan,
+    /// It contradicts itself, or the database refused it.
+    Refused,
+}
+
+impl QuarantineReason {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Undecodable, Self::Orphan, Self::Refused];
+
+    /// The word in the database and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Undecodable => "UNDECODABLE",
+            Self::Orphan => "ORPHAN",
+            Self::Refused => "REFUSED",
+        }
+    }
+}
+
+/// A record that is set aside.
+#[derive(Clone, Debug)]
+pub struct SetAside {
+    /// The record, with all its bytes.
+    pub record: Arc<RawRecord>,
+    /// Sort of reason.
+    pub reason_code: QuarantineReason,
+    /// The reason for people.
+    pub reason: String,
+    /// Its event id, if it has one.
+    pub event_id: Option<Uuid>,
+    /// Its payment order, if it names one.
+    pub payment_order_id: Option<Uuid>,
+}
+
+impl SetAside {
+    /// Sets a record aside that is no event.
+    fn undecodable(record: Arc<RawRecord>, reason: &str) -> Self {
+        let event_id =
+            record.headers.as_ref().ok().and_then(|headers| Envelope::read(Some(headers)).event_id);
+        let reason_code = QuarantineReason::Undecodable;
+        Self { record, reason_code, reason: brief(reason), event_id, payment_order_id: None }
+    }
+
+    /// Sets a result aside.
+    pub fn result(update: &ResultUpdate, reason_code: QuarantineReason, reason: &str) -> Self {
+        Self {
+            record: Arc::clone(&update.record),
+            reason_code,
+            reason: brief(reason),
+            event_id: Some(update.event_id),
+            payment_order_id: Some(update.event.payment_order_id),
+        }
+    }
+}
+
+/// One line without control characters: a reason may quote what was in the record.
+fn brief(reason: &str) -> String {
+    sanitise_error_message(reason).chars().take(REASON_MAX_CHARS).collect()
+}
+
+/// What a record turned out to be.
+#[derive(Debug)]
+pub enum Taken {
+    /// A result.
+    Update(ResultUpdate),
+    /// Something else.
+    Aside(SetAside),
+}
+
+/// Reads one record. Err: the schema registry could not be asked; the record may well be fine.
+pub async fn take(decoder: &Decoder<PspResultUpdateEvent>, record: Arc<RawRecord>) -> Result<Taken, String> {
+    let envelope = match &record.headers {
+        Ok(headers) => Envelope::read(Some(headers)),
+        Err(reason) => {
+            let reason = *reason;
+            return Ok(Taken::Aside(SetAside::undecodable(record, reason)));
+        }
+    };
+    let mut event = match decoder.decode(record.value.as_deref()).await {
+        Ok(event) => event,
+        Err(DecodeError::Wait(reason)) => return Err(reason),
+        Err(DecodeError::Undecodable(reason)) => {
+            return Ok(Taken::Aside(SetAside::undecodable(record, &reason)));
+        }
+    };
+    // A text for people is no reason to refuse a result.
+    event.error_message = event.error_message.map(|text| sanitise_error_message(&text));
+    let event_id = envelope.event_id.unwrap_or_else(|| event.fallback_event_id(&record.topic));
+    let trace_id =
+        envelope.traceparent.as_deref().and_then(TraceContext::parse).map(|trace| trace.trace_id());
+    let keyed_right = record.key.as_deref() == Some(event.payment_order_id.to_string().as_bytes());
+    let update = ResultUpdate { record, event_id, event, trace_id, quarantine_id: None };
+    if keyed_right {
+        return Ok(Taken::Update(update));
+    }
+    // Under another key it may lie in another partition: nothing is known of its order among the order's other results.
+    Ok(Taken::Aside(SetAside::result(
+        &update,
+        QuarantineReason::Refused,
+        "the record's key is not its paymentOrderId",
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_survive_the_quarantine_byte_for_byte() {
+        let headers = RawHeaders(vec![
+            ("ce_id".into(), Some(b"1".to_vec())),
+            ("ce_id".into(), Some(b"2".to_vec())),
+            ("none".into(), None),
+            ("empty".into(), Some(Vec::new())),
+            ("binary".into(), Some(vec![0xff, 0])),
+            ("nul".into(), Some(b"a\0b".to_vec())),
+        ]);
+        let json = headers.to_json();
+        assert!(!json.to_string().contains("\\u0000"), "PostgreSQL's jsonb cannot hold it: {json}");
+        assert_eq!(RawHeaders::from_json(&json).0, headers.0);
+    }
+}

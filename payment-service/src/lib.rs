@@ -1,0 +1,142 @@
+//! The payment service: owns every payment state.
+//!
+//! ```text
+//! POST /v1/payments -> api -> payments: key + payment + order + audit + outbox event, one transaction -> 201
+//!
+//! psp-result-updates -> consumer -> intake -> processing -> decision        payment_orders, payments
+//!                          ^                       |------- one transaction ->  payment_order_transitions (audit)
+//!                          |                       |                             processed_events, quarantine
+//!                          '---- commit offsets <--' after the database's commit
+//! ```
+//! It promises: a request is carried out once per Idempotency-Key, a result is applied once per event id, a contradiction reaches a
+//! person, a record that is no result is kept with its reason, and no record stops the others.
+//!
+//! # If the process dies
+//!
+//! | point | in the database | in Kafka | what happens next |
+//! | --- | --- | --- | --- |
+//! | C1 records polled | nothing | offsets before them | they come again |
+//! | C2 transaction begun | nothing: it is rolled back | offsets before them | they come again |
+//! | C3 events marked as processed | nothing: the marks go with the transaction | offsets before them | they come again |
+//! | C4 commit sent, no answer | all or nothing | offsets before them | they come again; if all was there, every event is known |
+//! | C5 committed, offsets not | all | offsets before them | they come again; every event is known |
+//! | C6 offset commit sent | all | offsets before or behind them | as C5, or nothing |
+//! | C7 in a rebalance | all that was finished | at most what was finished | the new owner begins there |
+//! | C8 setting aside | quarantine rows are part of the transaction | offsets before them | as C2 to C5 |
+//!
+//! During `POST /v1/payments` the client does not know whether there is a payment; it sends the request again with the same key, and
+//! gets the one payment there is.
+
+pub mod api;
+mod assignment;
+pub mod config;
+pub mod consumer;
+mod currency;
+pub mod decision;
+pub mod intake;
+pub mod metrics;
+pub mod payments;
+pub mod problem;
+pub mod processing;
+mod quarantine;
+pub mod request;
+mod store;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context as _;
+use chassis::{admin::Readiness, config::PostgresConfig, shutdown::Shutdown};
+use schema::{decode::Decoder, registry::Registry};
+use sqlx::Connection as _;
+use tokio::net::TcpListener;
+
+use crate::{
+    api::{Api, ApiSettings},
+    config::{Config, MigrateConfig},
+    consumer::PspResultUpdateConsumer,
+    metrics::Metrics,
+    processing::ProcessPaymentService,
+    quarantine::Housekeeping,
+};
+
+/// Connections of the consumer and of the housekeeping, beside those of the API.
+const RESULTS_POOL_SIZE: u32 = 2;
+
+/// Serves and consumes until asked to stop.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    start(&config, &shutdown).await?;
+    shutdown.wait().await;
+    Ok(())
+}
+
+/// Where a started service can be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The API.
+    pub api: SocketAddr,
+    /// The operators' port.
+    pub admin: SocketAddr,
+}
+
+/// Opens the ports, then starts everything. The parts may come up in any order: what is not there yet is waited for.
+pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addresses> {
+    let registry = chassis::admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
+    let metrics = Metrics::new(&registry)?;
+    let readiness = Readiness::default();
+    let admin = chassis::admin::serve(&config.admin, registry, readiness.clone(), shutdown).await?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("the API's address {} could not be opened", config.listen))?;
+    let addresses = Addresses { api: listener.local_addr()?, admin };
+
+    let pool = chassis::postgres::pool(&config.postgres, "payment-service")?;
+    let settings = ApiSettings {
+        tokens: config.api_tokens.clone(),
+        order_lifetime: config.order_lifetime.into(),
+        request_timeout: config.request_timeout.into(),
+        requests_max: config.requests_max,
+    };
+    let router = Api::new(pool, Arc::clone(&metrics), settings).router();
+    let stop = shutdown.clone();
+    shutdown.spawn("api", async move {
+        axum::serve(listener, router)
+            .with_graceful_shutdown(async move { stop.wait().await })
+            .await
+            .context("api")
+    });
+
+    let registry = Arc::new(Registry::new(&config.registry.schema_registry_url)?);
+    let decoder = Arc::new(Decoder::new(registry)?);
+    // Connections of their own: a flood of requests must not keep results waiting.
+    let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };
+    let results_pool = chassis::postgres::pool(&postgres, "payment-service results")?;
+    let service = ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics));
+    let consumer = PspResultUpdateConsumer::new(
+        config,
+        Arc::clone(&decoder),
+        service.clone(),
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    )?;
+    shutdown.spawn("consumer", async move { tokio::task::spawn_blocking(move || consumer.run()).await? });
+    let every = config.orphan_retry.into();
+    let housekeeping = Housekeeping { pool: results_pool, decoder, service, metrics, readiness, every };
+    shutdown.spawn("housekeeping", housekeeping.run(shutdown.clone()));
+    tracing::info!(api = %addresses.api, admin = %addresses.admin, "payment service started");
+    Ok(addresses)
+}
+
+/// Creates or upgrades the schema and grants privileges.
+pub async fn migrate(config: &MigrateConfig) -> anyhow::Result<()> {
+    let migrations = sqlx::migrate!("../migrations/payment-service");
+    chassis::postgres::migrate(&config.database_url, migrations, "payments").await?;
+    let mut connection = chassis::postgres::connect(&config.database_url, "payment-service migrate").await?;
+    for role in &config.services {
+        sqlx::query("SELECT payments.grant_service($1::name)").bind(role).execute(&mut connection).await?;
+    }
+    for role in &config.readers {
+        sqlx::query("SELECT payments.grant_reader($1::name)").bind(role).execute(&mut connection).await?;
+    }
+    connection.close().await?;
+    Ok(())
+}

@@ -1,0 +1,301 @@
+//! `ProcessPaymentService`: applies the results of one batch in one transaction.
+//!
+//! ```text
+//! lock orders (by id) -> mark events as taken -> decide, per order in offset order -> update orders
+//!   -> lock payments, derive their states -> quarantine what has no order -> append to the audit -> COMMIT
+//! ```
+//! The marks and what they stand for are one transaction: if the process dies before the commit, nothing has happened and the records
+//! come again; if it dies after, they come again and every mark is there already. An unknown outcome of the commit needs no
+//! special care for the same reason.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use chassis::{
+    postgres::{Disposition, disposition, transaction},
+    telemetry::TraceContext,
+};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    decision::{Decision, Order, State, decide, payment_state},
+    intake::{QuarantineReason, ResultUpdate, SetAside},
+    metrics::Metrics,
+    store::results::{self, LockedOrder, NewTransition},
+};
+
+/// What is applied in one transaction, in offset order per partition.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Results.
+    pub updates: Vec<Arc<ResultUpdate>>,
+    /// Records that are none.
+    pub aside: Vec<SetAside>,
+}
+
+/// Applies PSP results to payments.
+#[derive(Clone, Debug)]
+pub struct ProcessPaymentService {
+    pool: PgPool,
+    metrics: Arc<Metrics>,
+}
+
+/// What became of one new result.
+#[derive(Debug)]
+struct Outcome {
+    update: Arc<ResultUpdate>,
+    decision: Decision,
+    from: State,
+    to: State,
+    trace_id: String,
+}
+
+/// What a transaction did.
+#[derive(Debug, Default)]
+struct Done {
+    outcomes: Vec<Outcome>,
+    /// Results that had been taken before.
+    redelivered: usize,
+    /// Records that were set aside and had not been before.
+    quarantined: Vec<SetAside>,
+}
+
+impl ProcessPaymentService {
+    /// A service on this database.
+    pub fn new(pool: PgPool, metrics: Arc<Metrics>) -> Self {
+        Self { pool, metrics }
+    }
+
+    /// Applies a batch. When this returns Ok, every record of it is in the database: as a transition, as known before, or in
+    /// quarantine. Err says nothing about how much of it is: do it again.
+    ///
+    /// If the database refuses somebody's data, the batch is halved until the culprit is alone; that one goes to quarantine, the
+    /// others are applied.
+    pub async fn process_psp_result(&self, batch: Batch) -> Result<(), sqlx::Error> {
+        let mut to_do = vec![batch];
+        while let Some(mut batch) = to_do.pop() {
+            match self.apply(batch.clone()).await {
+                Ok(done) => self.report(&done),
+                Err(error) if disposition(&error) == Disposition::Culprit && !batch.updates.is_empty() => {
+                    if let [culprit] = batch.updates.as_slice() {
+                        let reason = format!("refused by the database: {error}");
+                        batch.aside.push(SetAside::result(culprit, QuarantineReason::Refused, &reason));
+                        batch.updates.clear();
+                        to_do.push(batch);
+                    } else {
+                        let second = batch.updates.split_off(batch.updates.len() / 2);
+                        to_do.push(Batch { updates: second, aside: Vec::new() });
+                        to_do.push(batch);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(&self, batch: Batch) -> Result<Done, sqlx::Error> {
+        transaction(&self.pool, move |tx| Box::pin(async move { apply_in(tx, batch).await })).await
+    }
+
+    fn report(&self, done: &Done) {
+        let now = OffsetDateTime::now_utc();
+        for outcome in &done.outcomes {
+            let (update, decision) = (&outcome.update, outcome.decision);
+            let lag = now - update.event.event_time;
+            self.metrics.processed(decision, update.event.psp_status, lag);
+            macro_rules! line {
+                ($level:ident, $text:literal) => {
+                    tracing::$level!(
+                        trace_id = outcome.trace_id,
+                        payment_order_id = %update.event.payment_order_id,
+                        psp_reference = update.event.psp_reference.as_deref(),
+                        event_id = %update.event_id,
+                        decision = decision.as_str(),
+                        from = outcome.from.as_str(),
+                        to = outcome.to.as_str(),
+                        lag_ms = i64::try_from(lag.whole_milliseconds()).unwrap_or(i64::MAX),
+                        $text
+                    )
+                };
+            }
+            match decision {
+                Decision::Applied => {
+                    line!(info, "result applied");
+                }
+                Decision::Duplicate | Decision::Stale | Decision::Orphan => {
+                    line!(info, "result changes nothing")
+                }
+                Decision::Conflict => {
+                    line!(error, "result contradicts what is known: a person must look");
+                }
+            }
+        }
+        self.metrics.redelivered(done.redelivered);
+        for aside in &done.quarantined {
+            self.metrics.quarantined(aside.reason_code);
+            tracing::warn!(
+                trace_id = aside.trace_id,
+                payment_order_id = aside.payment_order_id.map(tracing::field::display),
+                event_id = aside.event_id.map(tracing::field::display),
+                partition = aside.record.partition,
+                offset = aside.record.offset,
+                reason_code = aside.reason_code.as_str(),
+                reason = aside.reason,
+                "record set aside in quarantine"
+            );
+        }
+    }
+}
+
+async fn apply_in(tx: &mut PgConnection, batch: Batch) -> Result<Done, sqlx::Error> {
+    let mut aside = batch.aside;
+    let mut orders = lock_orders_of(tx, &batch.updates).await?;
+    let (updates, orphans): (Vec<_>, Vec<_>) =
+        batch.updates.into_iter().partition(|update| orders.contains_key(&update.event.payment_order_id));
+    aside.extend(orphans.iter().map(|orphan| {
+        SetAside::result(orphan, QuarantineReason::Orphan, "its payment order does not exist")
+    }));
+
+    let Sorted { fresh, known, foreign } = take_once(tx, updates).await?;
+    let reason = "its event id belongs to an event of another payment order";
+    aside.extend(foreign.iter().map(|update| SetAside::result(update, QuarantineReason::Refused, reason)));
+    let outcomes = decide_all(&fresh, &mut orders);
+    update_states(tx, &outcomes, &orders).await?;
+
+    let mut done = Done { redelivered: known.len(), ..Done::default() };
+    if !aside.is_empty() {
+        let new: HashSet<(i32, i64)> = results::insert_quarantine(tx, &aside).await?.into_iter().collect();
+        aside.retain(|aside| new.contains(&(aside.record.partition, aside.record.offset)));
+        done.quarantined = aside;
+    }
+    let settled: Vec<i64> = fresh.iter().chain(&known).filter_map(|update| update.quarantine_id).collect();
+    if !settled.is_empty() {
+        results::settle_quarantine(tx, &settled).await?;
+    }
+    if !outcomes.is_empty() {
+        let rows: Vec<_> = outcomes.iter().map(as_transition).collect();
+        results::insert_transitions(tx, &rows).await?;
+    }
+    done.outcomes = outcomes;
+    Ok(done)
+}
+
+type Orders = HashMap<Uuid, LockedOrder>;
+
+async fn lock_orders_of(tx: &mut PgConnection, updates: &[Arc<ResultUpdate>]) -> Result<Orders, sqlx::Error> {
+    let mut ids: Vec<Uuid> = updates.iter().map(|update| update.event.payment_order_id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() {
+        return Ok(Orders::new());
+    }
+    let locked = results::lock_orders(tx, &ids).await?;
+    Ok(locked.into_iter().map(|order| (order.payment_order_id, order)).collect())
+}
+
+/// Results by whether their event had been taken before.
+#[derive(Default)]
+struct Sorted {
+    /// It had not: each event once, in the order in which they came.
+    fresh: Vec<Arc<ResultUpdate>>,
+    /// It had.
+    known: Vec<Arc<ResultUpdate>>,
+    /// An event with this id had been taken for another payment order. A producer breaks the contract, and a result must not vanish
+    /// as "known".
+    foreign: Vec<Arc<ResultUpdate>>,
+}
+
+/// Marks the events as taken.
+async fn take_once(tx: &mut PgConnection, updates: Vec<Arc<ResultUpdate>>) -> Result<Sorted, sqlx::Error> {
+    let mut sorted = Sorted::default();
+    if updates.is_empty() {
+        return Ok(sorted);
+    }
+    let event_ids: Vec<Uuid> = updates.iter().map(|update| update.event_id).collect();
+    let order_ids: Vec<Uuid> = updates.iter().map(|update| update.event.payment_order_id).collect();
+    let mut new = results::mark_processed(tx, (&event_ids, &order_ids)).await?;
+    for update in updates {
+        let list = if new.remove(&update.event_id) { &mut sorted.fresh } else { &mut sorted.known };
+        list.push(update);
+    }
+    if !sorted.known.is_empty() {
+        let ids: Vec<Uuid> = sorted.known.iter().map(|update| update.event_id).collect();
+        let owners: HashMap<Uuid, Uuid> = results::orders_of_events(tx, &ids).await?.into_iter().collect();
+        let owned =
+            |update: &Arc<ResultUpdate>| owners.get(&update.event_id) == Some(&update.event.payment_order_id);
+        (sorted.known, sorted.foreign) = sorted.known.into_iter().partition(owned);
+    }
+    Ok(sorted)
+}
+
+/// Folds the new results into their orders, in the order in which they came.
+fn decide_all(fresh: &[Arc<ResultUpdate>], orders: &mut Orders) -> Vec<Outcome> {
+    let mut outcomes = Vec::with_capacity(fresh.len());
+    for update in fresh {
+        let Some(locked) = orders.get_mut(&update.event.payment_order_id) else { continue };
+        let verdict = decide(&locked.order, &update.event);
+        let stored_trace = || TraceContext::parse(&locked.traceparent).map(|trace| trace.trace_id());
+        outcomes.push(Outcome {
+            update: Arc::clone(update),
+            decision: verdict.decision,
+            from: locked.order.state,
+            to: verdict.next.state,
+            trace_id: stored_trace().or_else(|| update.trace_id.clone()).unwrap_or_default(),
+        });
+        locked.order = verdict.next;
+    }
+    outcomes
+}
+
+/// Writes the orders that changed, and the payments whose state follows from them.
+async fn update_states(
+    tx: &mut PgConnection,
+    outcomes: &[Outcome],
+    orders: &Orders,
+) -> Result<(), sqlx::Error> {
+    let changes = |outcome: &&Outcome| matches!(outcome.decision, Decision::Applied | Decision::Conflict);
+    let mut changed: Vec<Uuid> =
+        outcomes.iter().filter(changes).map(|outcome| outcome.update.event.payment_order_id).collect();
+    changed.sort_unstable();
+    changed.dedup();
+    let changed: Vec<&LockedOrder> = changed.iter().filter_map(|id| orders.get(id)).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<(Uuid, &Order)> =
+        changed.iter().map(|locked| (locked.payment_order_id, &locked.order)).collect();
+    results::update_orders(tx, &rows).await?;
+
+    let payments: HashSet<Uuid> = changed.iter().map(|locked| locked.payment_id).collect();
+    let payments: Vec<Uuid> = payments.into_iter().collect();
+    // Locked before the states of their orders are read: of two transactions that each settle one order of a payment, the second
+    // sees the first one's, and a double charge cannot hide between them.
+    let locked = results::lock_payments(tx, &payments).await?;
+    let mut states: HashMap<Uuid, Vec<_>> = HashMap::new();
+    for (payment_id, state, reason) in results::orders_of_payments(tx, &payments).await? {
+        states.entry(payment_id).or_default().push((state, reason));
+    }
+    let mut changed = Vec::new();
+    for (payment_id, state, reason) in locked {
+        let derived = payment_state(states.get(&payment_id).map_or(&[], Vec::as_slice));
+        if derived != (state, reason) {
+            changed.push((payment_id, derived.0, derived.1));
+        }
+    }
+    if changed.is_empty() { Ok(()) } else { results::update_payments(tx, &changed).await }
+}
+
+fn as_transition(outcome: &Outcome) -> NewTransition<'_> {
+    NewTransition {
+        update: &outcome.update,
+        from: outcome.from,
+        to: outcome.to,
+        decision: outcome.decision,
+        trace_id: &outcome.trace_id,
+    }
+}

@@ -1,0 +1,8 @@
+//! The payment service against real PostgreSQL, Kafka and schema registry.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "tests")]
+
+mod api;
+mod consumer;
+mod database;
+mod process;
+mod world;

@@ -1,0 +1,363 @@
+//! PaymentIntents: what each operation does to them.
+//!
+//! ```text
+//! requires_payment_method ─▶ requires_confirmation ─┬───────────────▶ succeeded (once, and for good)
+//!          ▲                        ▲    │          ├─ processing ──────▲
+//!          └──────── declined ──────│────┘          └─ requires_action, to be confirmed again
+//!                                   └─ all but succeeded ─▶ canceled (for good)
+//! ```
+//!
+//! Every change is made under the PaymentIntent's own lock and without waiting, so it happens whole or not at all,
+//! whatever becomes of the connection that asked for it. A slow confirmation marks the PaymentIntent busy instead.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use time::OffsetDateTime;
+
+use crate::answer::Answer;
+use crate::errors::Refusal;
+use crate::ledger::{self, Ledger};
+use crate::objects::{Charge, Expand, Intent, Live, Method, Snapshot, State, Status};
+use crate::params::{Cancel, Confirm, Confirmation, Create, List, Retrieve};
+use crate::scenario::{Fault, Verdict, by_token};
+use crate::{held, ids};
+
+/// What executing a request came to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Executed: the answer is kept under the idempotency key, and sent.
+    Answered(Answer),
+    /// Executed and kept, but the answer is lost on its way.
+    AnswerLost(Answer),
+    /// Collided with another request, or found no room: nothing is kept.
+    NotExecuted(Answer),
+    /// Lost before it executed.
+    RequestLost,
+    /// With the issuer, who takes his time: the answer is that of the settlement.
+    Pending(Pending),
+    /// Answered, kept and sent, but the issuer's word is still to come.
+    Deferred(Answer, Pending),
+}
+
+/// A confirmation that the issuer has not answered yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    intent: Arc<Intent>,
+    method: Method,
+    verdict: Verdict,
+    expand: Expand,
+}
+
+#[derive(Debug)]
+pub(crate) struct PaymentIntents {
+    shelf: Mutex<Shelf>,
+    /// What lost its first request already, so that the next one passes.
+    lost_once: Mutex<HashSet<Box<str>>>,
+    capacity: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    by_id: HashMap<Arc<str>, Arc<Intent>>,
+    in_order: Vec<Arc<Intent>>,
+}
+
+impl PaymentIntents {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { shelf: Mutex::default(), lost_once: Mutex::default(), capacity }
+    }
+
+    /// `retry_name` is what a repetition of this request has in common with it.
+    pub(crate) fn create(&self, create: Create, retry_name: &str, ledger: &Ledger, now: i64) -> Outcome {
+        let Create { terms, payment_method, confirm, expand } = create;
+        let method = match payment_method.as_deref().map(|token| resolve(token, None, now)).transpose() {
+            Ok(method) => method,
+            Err(refusal) => return Outcome::Answered(refusal.into()),
+        };
+        if let (Some(confirmation), Some(method)) = (confirm, &method) {
+            if let Err(refusal) = check_redirects(terms.allow_redirects, confirmation) {
+                return Outcome::Answered(refusal.into());
+            }
+            if method.test.scenario.fault() == Fault::RequestLost && self.first_time(retry_name) {
+                return Outcome::RequestLost;
+            }
+        }
+        let status =
+            if method.is_some() { Status::RequiresConfirmation } else { Status::RequiresPaymentMethod };
+        let state = State {
+            status,
+            method: method.clone(),
+            latest_charge: None,
+            failure: None,
+            canceled_at: None,
+            cancellation_reason: None,
+        };
+        let Some(intent) = self.keep(|sequence| Intent {
+            id: ids::new("pi_").into(),
+            sequence,
+            created: now,
+            terms,
+            live: Mutex::new(Live { state, busy: false }),
+        }) else {
+            return Outcome::NotExecuted(Refusal::full().into());
+        };
+        match (confirm, method) {
+            (None, _) => Outcome::Answered(Answer::Intent(intent.snapshot(), expand)),
+            (Some(_), None) => Outcome::Answered(missing_method(intent.snapshot())),
+            (Some(confirmation), Some(method)) => {
+                let live = held(&intent.live);
+                attempt(&intent, live, method, confirmation, expand, ledger, now)
+            }
+        }
+    }
+
+    pub(crate) fn confirm(&self, id: &str, confirm: &Confirm, ledger: &Ledger, now: i64) -> Outcome {
+        let Some(intent) = self.find(id) else {
+            return Outcome::Answered(Refusal::no_such_intent(id).into());
+        };
+        let live = held(&intent.live);
+        if live.busy {
+            return Outcome::NotExecuted(Refusal::lock_timeout().into());
+        }
+        let snapshot = || Snapshot { intent: Arc::clone(&intent), state: live.state.clone() };
+        let own = live.state.method.as_ref();
+        let method = match (confirm.payment_method.as_deref(), own) {
+            (Some(token), own) => match resolve(token, own, now) {
+                Ok(method) => method,
+                Err(refusal) => return Outcome::Answered(refusal.into()),
+            },
+            (None, Some(own)) => own.clone(),
+            (None, None) => return Outcome::Answered(missing_method(snapshot())),
+        };
+        match live.state.status {
+            Status::RequiresPaymentMethod | Status::RequiresConfirmation | Status::RequiresAction => {}
+            Status::Processing | Status::Succeeded | Status::Canceled => {
+                return Outcome::Answered(Refusal::cannot_confirm(snapshot()).into());
+            }
+        }
+        if let Err(refusal) = check_redirects(intent.terms.allow_redirects, confirm.confirmation) {
+            return Outcome::Answered(refusal.into());
+        }
+        if method.test.scenario.fault() == Fault::RequestLost && self.first_time(id) {
+            return Outcome::RequestLost;
+        }
+        attempt(&intent, live, method, confirm.confirmation, confirm.expand, ledger, now)
+    }
+
+    pub(crate) fn cancel(&self, id: &str, cancel: &Cancel, now: i64) -> Outcome {
+        let Some(intent) = self.find(id) else {
+            return Outcome::Answered(Refusal::no_such_intent(id).into());
+        };
+        let mut live = held(&intent.live);
+        if live.busy {
+            return Outcome::NotExecuted(Refusal::lock_timeout().into());
+        }
+        match live.state.status {
+            Status::RequiresPaymentMethod
+            | Status::RequiresConfirmation
+            | Status::RequiresAction
+            | Status::Processing => {
+                live.state.status = Status::Canceled;
+                live.state.canceled_at = Some(now);
+                live.state.cancellation_reason = cancel.reason;
+                Outcome::Answered(answer(&intent, &live, cancel.expand))
+            }
+            Status::Succeeded | Status::Canceled => {
+                let snapshot = Snapshot { intent: Arc::clone(&intent), state: live.state.clone() };
+                Outcome::Answered(Refusal::cannot_cancel(snapshot).into())
+            }
+        }
+    }
+
+    pub(crate) fn retrieve(&self, id: &str, retrieve: &Retrieve) -> Answer {
+        match self.find(id) {
+            Some(intent) => Answer::Intent(intent.snapshot(), retrieve.expand),
+            None => Refusal::no_such_intent(id).into(),
+        }
+    }
+
+    /// Newest first.
+    pub(crate) fn list(&self, list: &List) -> Answer {
+        let position = |id: &Option<String>| match id {
+            None => Ok(None),
+            Some(id) => match self.find(id) {
+                Some(intent) => Ok(Some(intent.sequence)),
+                None => Err(Refusal::no_such_intent(id)),
+            },
+        };
+        let (older_than, newer_than) = match (position(&list.starting_after), position(&list.ending_before)) {
+            (Ok(older), Ok(newer)) => (older, newer),
+            (Err(refusal), _) | (_, Err(refusal)) => return refusal.into(),
+        };
+        let (found, has_more) = {
+            let shelf = held(&self.shelf);
+            let to = older_than.unwrap_or(shelf.in_order.len());
+            let from = newer_than.map_or(0, |sequence| sequence + 1).min(to);
+            let count = list.limit.min(to - from);
+            // Going back towards newer ones, those next to the cursor come first.
+            let page = if newer_than.is_some() { from..from + count } else { to - count..to };
+            (shelf.in_order[page].to_vec(), count < to - from)
+        };
+        let intents = found.iter().rev().map(Intent::snapshot).collect();
+        Answer::List { intents, has_more, expand: list.expand }
+    }
+
+    fn find(&self, id: &str) -> Option<Arc<Intent>> {
+        held(&self.shelf).by_id.get(id).cloned()
+    }
+
+    fn keep(&self, make: impl FnOnce(usize) -> Intent) -> Option<Arc<Intent>> {
+        let mut kept = held(&self.shelf);
+        if kept.in_order.len() >= self.capacity {
+            return None;
+        }
+        let intent = Arc::new(make(kept.in_order.len()));
+        kept.in_order.push(Arc::clone(&intent));
+        kept.by_id.insert(Arc::clone(&intent.id), Arc::clone(&intent));
+        Some(intent)
+    }
+
+    fn first_time(&self, name: &str) -> bool {
+        let mut lost = held(&self.lost_once);
+        lost.len() < self.capacity && lost.insert(name.into())
+    }
+}
+
+impl Pending {
+    /// The issuer has answered; for a payment that was cancelled while it was processing, too late.
+    pub(crate) fn settle(self, ledger: &Ledger, now: i64) -> Answer {
+        let mut live = held(&self.intent.live);
+        live.busy = false;
+        if live.state.status == Status::Canceled {
+            return answer(&self.intent, &live, self.expand);
+        }
+        decide(&self.intent, &mut live, self.method, self.verdict, self.expand, ledger, now)
+    }
+}
+
+/// A token becomes a payment method of its own; the id of the PaymentIntent's own method is known, too.
+fn resolve(token: &str, own: Option<&Method>, now: i64) -> Result<Method, Refusal> {
+    if let Some(own) = own.filter(|own| &*own.id == token) {
+        return Ok(own.clone());
+    }
+    by_token(token).map(|test| Method::new(test, now)).ok_or_else(|| Refusal::no_such_method(token))
+}
+
+fn check_redirects(allowed: Option<&str>, confirmation: Confirmation) -> Result<(), Refusal> {
+    if allowed != Some("always") || confirmation.has_return_url {
+        return Ok(());
+    }
+    Err(Refusal::invalid(
+        None,
+        "This PaymentIntent is configured to accept payment methods enabled in your Dashboard. Because some of these \
+         payment methods might redirect your customer off of your page, you must provide a `return_url`. If you don't \
+         want to accept redirect-based payment methods, set `automatic_payment_methods[enabled]` to `true` and \
+         `automatic_payment_methods[allow_redirects]` to `never` when creating Setup Intents and Payment Intents.",
+    ))
+}
+
+fn missing_method(snapshot: Snapshot) -> Answer {
+    Refusal::unexpected_state(
+        snapshot,
+        "You cannot confirm this PaymentIntent because it's missing a payment method. You can either update the \
+         PaymentIntent with a payment method and then confirm it again, or confirm it again directly with a payment \
+         method or ConfirmationToken.",
+    )
+    .into()
+}
+
+/// Takes the payment to the issuer, with the faults that the scenario has on the way.
+fn attempt(
+    intent: &Arc<Intent>,
+    mut live: MutexGuard<'_, Live>,
+    method: Method,
+    confirmation: Confirmation,
+    expand: Expand,
+    ledger: &Ledger,
+    now: i64,
+) -> Outcome {
+    let scenario = method.test.scenario;
+    let verdict = scenario.verdict(confirmation.off_session, confirmation.error_on_requires_action);
+    match scenario.fault() {
+        Fault::Slow => {
+            live.busy = true;
+            Outcome::Pending(Pending { intent: Arc::clone(intent), method, verdict, expand })
+        }
+        Fault::Deferred => {
+            let state = &mut live.state;
+            (state.status, state.failure, state.method) = (Status::Processing, None, Some(method.clone()));
+            let pending = Pending { intent: Arc::clone(intent), method, verdict, expand };
+            Outcome::Deferred(answer(intent, &live, expand), pending)
+        }
+        // A request that is lost got here by being repeated.
+        Fault::None | Fault::RequestLost => {
+            Outcome::Answered(decide(intent, &mut live, method, verdict, expand, ledger, now))
+        }
+        Fault::AnswerLost => {
+            Outcome::AnswerLost(decide(intent, &mut live, method, verdict, expand, ledger, now))
+        }
+        Fault::ServerError => {
+            decide(intent, &mut live, method, verdict, expand, ledger, now);
+            Outcome::Answered(Refusal::server_error().into())
+        }
+    }
+}
+
+/// Carries out what the issuer said. Money taken is in the ledger when this returns.
+fn decide(
+    intent: &Arc<Intent>,
+    live: &mut Live,
+    method: Method,
+    verdict: Verdict,
+    expand: Expand,
+    ledger: &Ledger,
+    now: i64,
+) -> Answer {
+    let charge = |decline| {
+        Arc::new(Charge { id: ids::new("ch_").into(), created: now, method: method.clone(), decline })
+    };
+    let state = &mut live.state;
+    match verdict {
+        Verdict::Approved => {
+            let charge = charge(None);
+            ledger.append(entry(intent, &charge));
+            state.status = Status::Succeeded;
+            state.latest_charge = Some(charge);
+            state.failure = None;
+            state.method = Some(method);
+        }
+        Verdict::Declined(decline) => {
+            let charge = charge(Some(decline));
+            state.status = Status::RequiresPaymentMethod;
+            state.latest_charge = Some(Arc::clone(&charge));
+            state.failure = Some(charge);
+            state.method = None;
+            let snapshot = Snapshot { intent: Arc::clone(intent), state: state.clone() };
+            return Refusal::declined(decline, snapshot).into();
+        }
+        Verdict::ActionRequired => {
+            state.status = Status::RequiresAction;
+            state.failure = None;
+            state.method = Some(method);
+        }
+    }
+    answer(intent, live, expand)
+}
+
+fn answer(intent: &Arc<Intent>, live: &Live, expand: Expand) -> Answer {
+    Answer::Intent(Snapshot { intent: Arc::clone(intent), state: live.state.clone() }, expand)
+}
+
+fn entry(intent: &Intent, charge: &Charge) -> ledger::Charge {
+    ledger::Charge {
+        sequence: 0,
+        id: Arc::clone(&charge.id),
+        psp: "stripe",
+        payment_intent: Arc::clone(&intent.id),
+        payment_order_id: intent.terms.metadata.get("payment_order_id").cloned(),
+        amount_minor: intent.terms.amount,
+        currency: Arc::clone(&intent.terms.currency),
+        charged_at: OffsetDateTime::now_utc(),
+    }
+}

@@ -1,0 +1,233 @@
+//! What each payment method does to a payment, to its ledger and to its client.
+
+use std::time::Instant;
+
+use crate::simulator::{PATIENCE, SLOW, Simulator, TERMS, cancel_path, confirm_path};
+
+#[tokio::test]
+async fn a_success_succeeds_once() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_card_visa", "order").await;
+    assert!(simulator.charged("order").await.is_empty(), "creating takes no money");
+
+    let paid = simulator.confirm(&intent, "first").await.expect(200);
+    assert_eq!(paid.body["status"], "succeeded");
+    assert_eq!(paid.body["amount_received"], 1099);
+    assert_eq!(paid.body["last_payment_error"], serde_json::Value::Null);
+    assert!(paid.body["latest_charge"].as_str().unwrap().starts_with("ch_"));
+    assert_eq!(simulator.charged("order").await, [intent.as_str()]);
+
+    let again = simulator.confirm(&intent, "second").await;
+    let again = again.expect_error(400, "invalid_request_error", Some("payment_intent_unexpected_state"));
+    assert_eq!(again.body["error"]["payment_intent"]["status"], "succeeded");
+    assert_eq!(again.body["error"]["payment_intent"]["id"], intent);
+    assert_eq!(again.header("stripe-should-retry"), Some("false"));
+
+    let cancel = simulator.post(&cancel_path(&intent), &[]).await;
+    cancel.expect_error(400, "invalid_request_error", Some("payment_intent_unexpected_state"));
+    assert_eq!(simulator.status(&intent).await, "succeeded");
+    assert_eq!(simulator.charged("order").await.len(), 1);
+}
+
+#[tokio::test]
+async fn declines_name_their_reason_and_take_no_money() {
+    let simulator = Simulator::start().await;
+    let table = [
+        ("pm_card_chargeDeclined", "card_declined", Some("generic_decline")),
+        ("pm_card_chargeDeclinedInsufficientFunds", "card_declined", Some("insufficient_funds")),
+        ("pm_card_chargeDeclinedLostCard", "card_declined", Some("lost_card")),
+        ("pm_card_chargeDeclinedStolenCard", "card_declined", Some("stolen_card")),
+        ("pm_card_chargeDeclinedExpiredCard", "expired_card", None),
+        ("pm_card_chargeDeclinedIncorrectCvc", "incorrect_cvc", None),
+        ("pm_card_chargeDeclinedProcessingError", "processing_error", None),
+        ("pm_card_authenticationRequired", "authentication_required", Some("authentication_required")),
+    ];
+    for (token, code, decline_code) in table {
+        let intent = simulator.create(token, token).await;
+        let declined = simulator.confirm(&intent, token).await.expect_error(402, "card_error", Some(code));
+        let error = &declined.body["error"];
+        assert_eq!(error["decline_code"].as_str(), decline_code, "{token}");
+        assert!(error["charge"].as_str().unwrap().starts_with("ch_"));
+        assert_eq!(
+            error["doc_url"],
+            format!("https://stripe.com/docs/error-codes/{}", code.replace('_', "-"))
+        );
+        assert_eq!(error["payment_method"]["object"], "payment_method");
+        assert_eq!(error["payment_intent"]["status"], "requires_payment_method");
+
+        let path = format!("/v1/payment_intents/{intent}");
+        let left = simulator.get(&path).await.expect(200).body;
+        assert_eq!(left, error["payment_intent"], "the error shows the PaymentIntent as it was left");
+        assert_eq!(left["last_payment_error"]["code"], code);
+        assert_eq!(left["payment_method"], serde_json::Value::Null);
+        assert_eq!(left["latest_charge"], error["charge"]);
+    }
+    let summary = simulator.get("/simulator/ledger/summary").await.expect(200);
+    assert_eq!(summary.body["charges"], 0);
+}
+
+#[tokio::test]
+async fn a_declined_payment_intent_can_be_paid_by_another_method_or_cancelled() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_card_chargeDeclined", "order").await;
+    simulator.confirm(&intent, "first").await.expect(402);
+    let bare = simulator.post(&confirm_path(&intent), &[]).await;
+    let bare = bare.expect_error(400, "invalid_request_error", Some("payment_intent_unexpected_state"));
+    assert!(bare.text.contains("missing a payment method"), "{}", bare.text);
+    let paid =
+        simulator.post(&confirm_path(&intent), &[("payment_method", "pm_card_visa")]).await.expect(200);
+    assert_eq!(paid.body["status"], "succeeded");
+    assert_eq!(paid.body["last_payment_error"], serde_json::Value::Null);
+
+    let other = simulator.create("pm_card_chargeDeclined", "other").await;
+    simulator.confirm(&other, "other").await.expect(402);
+    let cancelled =
+        simulator.post(&cancel_path(&other), &[("cancellation_reason", "abandoned")]).await.expect(200);
+    assert_eq!(cancelled.body["status"], "canceled");
+    assert_eq!(cancelled.body["cancellation_reason"], "abandoned");
+    assert!(cancelled.body["canceled_at"].is_i64());
+    let late = simulator.post(&confirm_path(&other), &[("payment_method", "pm_card_visa")]).await;
+    let late = late.expect_error(400, "invalid_request_error", Some("payment_intent_unexpected_state"));
+    assert_eq!(late.body["error"]["payment_intent"]["status"], "canceled");
+    assert!(simulator.charged("other").await.is_empty());
+}
+
+#[tokio::test]
+async fn authentication_is_an_action_or_an_error_as_the_caller_asks() {
+    let simulator = Simulator::start().await;
+    let token = "pm_card_authenticationRequired";
+
+    let intent = simulator.create(token, "error").await;
+    let error = simulator.post(&confirm_path(&intent), &[("error_on_requires_action", "true")]).await;
+    let error = error.expect_error(402, "card_error", Some("authentication_required"));
+    assert_eq!(error.body["error"]["decline_code"], "authentication_not_handled");
+    assert_eq!(simulator.status(&intent).await, "requires_payment_method");
+
+    let intent = simulator.create(token, "action").await;
+    let action = simulator.post(&confirm_path(&intent), &[]).await.expect(200);
+    assert_eq!(action.body["status"], "requires_action");
+    assert_eq!(action.body["next_action"]["type"], "use_stripe_sdk");
+    simulator.post(&cancel_path(&intent), &[]).await.expect(200);
+    assert_eq!(simulator.status(&intent).await, "canceled");
+}
+
+#[tokio::test]
+async fn a_slow_confirmation_locks_its_payment_intent_and_succeeds() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_slow", "order").await;
+    let started = Instant::now();
+    let confirm = simulator.confirm(&intent, "confirm");
+    let meanwhile = async {
+        tokio::time::sleep(SLOW / 4).await;
+        let cancel = simulator.post(&cancel_path(&intent), &[]).await;
+        let cancel = cancel.expect_error(429, "invalid_request_error", Some("lock_timeout"));
+        assert_eq!(cancel.header("stripe-should-retry"), Some("true"));
+        let confirm = simulator.confirm(&intent, "other").await;
+        confirm.expect_error(429, "invalid_request_error", Some("lock_timeout"));
+        assert_eq!(simulator.status(&intent).await, "requires_confirmation");
+        assert!(simulator.charged("order").await.is_empty());
+    };
+    let (paid, ()) = tokio::join!(confirm, meanwhile);
+    assert!(started.elapsed() >= SLOW);
+    assert_eq!(paid.expect(200).body["status"], "succeeded");
+    assert_eq!(simulator.charged("order").await.len(), 1);
+    // The key that met the lock was not used up by it.
+    simulator.confirm(&intent, "other").await.expect(400);
+}
+
+#[tokio::test]
+async fn a_slow_confirmation_goes_on_when_its_client_hangs_up() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_slow", "order").await;
+    let form = [("off_session", "true"), ("error_on_requires_action", "true")];
+    let request = simulator.form(&confirm_path(&intent), &form).header("Idempotency-Key", "confirm");
+    request.timeout(SLOW / 4).send().await.unwrap_err();
+    simulator.until(&intent, "succeeded").await;
+    let replay = simulator.confirm(&intent, "confirm").await.expect(200);
+    assert_eq!(replay.header("idempotent-replayed"), Some("true"));
+    assert_eq!(simulator.charged("order").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_answer_hides_a_charge_that_was_made() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_timeout_after_charge", "order").await;
+    simulator.confirm_in_vain(&intent, "confirm").await;
+    assert_eq!(simulator.charged("order").await.len(), 1);
+    assert_eq!(simulator.status(&intent).await, "succeeded");
+    let replay = simulator.confirm(&intent, "confirm").await.expect(200);
+    assert_eq!(replay.header("idempotent-replayed"), Some("true"));
+    assert_eq!(replay.body["status"], "succeeded");
+    let other = simulator.confirm(&intent, "other").await;
+    other.expect_error(400, "invalid_request_error", Some("payment_intent_unexpected_state"));
+    assert_eq!(simulator.charged("order").await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_error_after_the_charge_is_kept_while_the_money_is_gone() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_error_after_charge", "order").await;
+    let error = simulator.confirm(&intent, "confirm").await.expect_error(500, "api_error", None);
+    assert_eq!(error.header("stripe-should-retry"), None);
+    assert_eq!(simulator.status(&intent).await, "succeeded");
+    let replay = simulator.confirm(&intent, "confirm").await.expect(500);
+    assert_eq!(replay.header("idempotent-replayed"), Some("true"));
+    assert_eq!(replay.text, error.text);
+    assert_eq!(simulator.charged("order").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_request_leaves_nothing_and_passes_when_repeated() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_timeout_before_charge", "order").await;
+    simulator.confirm_in_vain(&intent, "confirm").await;
+    assert!(simulator.charged("order").await.is_empty());
+    assert_eq!(simulator.status(&intent).await, "requires_confirmation");
+    let paid = simulator.confirm(&intent, "confirm").await.expect(200);
+    assert_eq!(paid.header("idempotent-replayed"), None);
+    assert_eq!(paid.body["status"], "succeeded");
+    assert_eq!(simulator.charged("order").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_lost_request_to_create_and_confirm_creates_nothing() {
+    let simulator = Simulator::start().await;
+    let token = [("payment_method", "pm_sim_timeout_before_charge"), ("confirm", "true")];
+    let form = [&TERMS[..], &token].concat();
+    let request = simulator.form("/v1/payment_intents", &form).header("Idempotency-Key", "create");
+    assert!(request.timeout(PATIENCE).send().await.unwrap_err().is_timeout());
+    let list = simulator.get("/v1/payment_intents").await.expect(200);
+    assert_eq!(list.body["data"], serde_json::json!([]));
+    let paid = simulator.post_with_key("/v1/payment_intents", "create", &form).await.expect(200);
+    assert_eq!(paid.body["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn a_processing_payment_succeeds_later() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_processing", "order").await;
+    let accepted = simulator.confirm(&intent, "confirm").await.expect(200);
+    assert_eq!(accepted.body["status"], "processing");
+    assert!(simulator.charged("order").await.is_empty());
+    let again = simulator.confirm(&intent, "again").await;
+    again.expect_error(400, "invalid_request_error", Some("payment_intent_unexpected_state"));
+
+    let cancelled = simulator.create("pm_sim_processing", "cancelled").await;
+    simulator.confirm(&cancelled, "cancelled").await.expect(200);
+    simulator.post(&cancel_path(&cancelled), &[]).await.expect(200);
+
+    simulator.until(&intent, "succeeded").await;
+    tokio::time::sleep(SLOW).await;
+    assert_eq!(simulator.charged("order").await.len(), 1);
+    assert_eq!(simulator.status(&cancelled).await, "canceled");
+    assert!(simulator.charged("cancelled").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_withheld_answer_ends_with_the_connection_cut() {
+    let simulator = Simulator::with(&["--hang", "200ms"]).await;
+    let intent = simulator.create("pm_sim_timeout_after_charge", "order").await;
+    let error = simulator.form(&confirm_path(&intent), &[]).send().await.unwrap_err();
+    assert!(!error.is_timeout() && error.is_request(), "{error:?}");
+    assert_eq!(simulator.charged("order").await.len(), 1);
+}

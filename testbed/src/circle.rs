@@ -1,0 +1,348 @@
+//! The whole circle on the real parts: databases, topics, schemas, and every process of ours.
+//!
+//! ```text
+//! migrate payments | migrate executor | set up topics and schemas
+//!   -> psp-simulator, executor, relays of both outboxes, payment-service -> all ready
+//! ```
+//!
+//! A circle of a test has databases, topics and consumer groups of its own; the one of `testbed run` has the names that
+//! an operator expects.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::processes::{Service, Spec, binary, run_once};
+use crate::stack::home::Home;
+use crate::stack::{OWNER, Stack, TestDatabase, free_port};
+
+const REQUESTS_TOPIC: &str = "payment-order-requests";
+const RESULTS_TOPIC: &str = "psp-result-updates";
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+const SCHEMA_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema");
+
+/// What may differ between circles.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Databases, topics and groups of its own; otherwise the plain names.
+    pub isolated: bool,
+    /// Where logs go. Without one they are in a private folder, and go with the circle unless a test fails.
+    pub folder: Option<PathBuf>,
+    /// Relays per outbox: one leads, the others stand by.
+    pub relays: usize,
+    /// How long the executor waits for the PSP.
+    pub psp_timeout: Duration,
+    /// How long the simulator takes over its slow token.
+    pub slow: Duration,
+    /// Which log lines are written.
+    pub log: String,
+    /// Environment for single processes, on top of what the circle gives: `(process, variable, value)`.
+    pub environment: Vec<(String, String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            isolated: true,
+            folder: None,
+            relays: 1,
+            psp_timeout: Duration::from_secs(2),
+            slow: Duration::from_millis(700),
+            log: "info".to_owned(),
+            environment: Vec::new(),
+        }
+    }
+}
+
+/// A running circle. Its processes end with it, at once; [`Circle::shutdown`] ends them in order.
+#[derive(Debug)]
+pub struct Circle {
+    /// Speaks Stripe's protocol and keeps the ledger of charges, in memory: killing it loses the truth.
+    pub simulator: Service,
+    /// Takes requests to the PSP.
+    pub executor: Service,
+    /// The HTTP API, and the consumer of results.
+    pub payment_service: Service,
+    /// Relays of the database `payments`: requests.
+    pub request_relays: Vec<Service>,
+    /// Relays of the database `executor`: results.
+    pub result_relays: Vec<Service>,
+    /// The payment service's database.
+    pub payments: TestDatabase,
+    /// The executor's database.
+    pub executions: TestDatabase,
+    /// The topic of requests.
+    pub requests_topic: String,
+    /// The topic of results.
+    pub results_topic: String,
+    /// The group that the payment service consumes results in.
+    pub results_group: String,
+    /// Base of the payment service's API.
+    pub api_url: String,
+    /// Base of the simulator.
+    pub simulator_url: String,
+    /// What a client of the API sends as its bearer token.
+    pub api_token: String,
+    folder: PathBuf,
+    remove_folder: bool,
+}
+
+/// What every step of the start needs to know.
+struct Plan<'a> {
+    home: Home,
+    stack: &'a Stack,
+    options: &'a Options,
+    folder: PathBuf,
+    suffix: String,
+    events: PathBuf,
+    payments: TestDatabase,
+    executions: TestDatabase,
+    simulator: String,
+    api: String,
+    api_token: String,
+}
+
+impl Circle {
+    /// Starts everything and waits until all of it is ready.
+    pub async fn start(stack: &Stack, options: &Options) -> Result<Circle> {
+        let plan = Plan::new(stack, options).await?;
+        tokio::try_join!(
+            plan.migrate(&plan.payments, "payment-service", "payment_service"),
+            plan.migrate(&plan.executions, "executor", "executor"),
+            plan.set_up(),
+        )?;
+        let circle = plan.services()?;
+        for service in circle.services() {
+            service.start()?;
+        }
+        futures::future::try_join_all(circle.services().map(Service::wait_ready)).await?;
+        Ok(circle)
+    }
+
+    /// Every process, in the order in which data reaches them.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        std::iter::once(&self.simulator)
+            .chain(std::iter::once(&self.payment_service))
+            .chain(&self.request_relays)
+            .chain(std::iter::once(&self.executor))
+            .chain(&self.result_relays)
+    }
+
+    /// Where the logs are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// SIGTERM to all, and waits. Fails when one of them did not run any more, was slow, or did not end with status 0.
+    pub async fn shutdown(&self) -> Result<()> {
+        let stopping = self.services().map(|service| async move {
+            if !service.running() {
+                bail!("{} had ended before; its log is {}", service.name(), service.log().display());
+            }
+            let status = service.terminate(STOP_LIMIT).await?;
+            if !status.success() {
+                bail!("{} ended with {status}; its log is {}", service.name(), service.log().display());
+            }
+            Ok(())
+        });
+        let outcomes = futures::future::join_all(stopping).await;
+        outcomes.into_iter().collect()
+    }
+}
+
+impl Drop for Circle {
+    fn drop(&mut self) {
+        for service in self.services() {
+            service.kill();
+        }
+        if self.remove_folder && !std::thread::panicking() {
+            fs::remove_dir_all(&self.folder).ok();
+        }
+    }
+}
+
+impl<'a> Plan<'a> {
+    async fn new(stack: &'a Stack, options: &'a Options) -> Result<Plan<'a>> {
+        let home = Home::locate()?;
+        let folder = match &options.folder {
+            Some(folder) => folder.clone(),
+            None => home.private_folder("circle")?,
+        };
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let server = stack.server();
+        let (payments, executions, suffix) = if options.isolated {
+            let databases = tokio::try_join!(server.database("payments"), server.database("executor"))?;
+            (databases.0, databases.1, stack.unique(""))
+        } else {
+            // One after the other: two CREATE DATABASE at once read the same template.
+            let payments = server.named_database("payments").await?;
+            (payments, server.named_database("executor").await?, String::new())
+        };
+        let catalogue = Path::new(SCHEMA_FOLDER).join("events.toml");
+        let text = fs::read_to_string(&catalogue).with_context(|| format!("read {}", catalogue.display()))?;
+        let events = folder.join("events.toml");
+        fs::write(&events, catalogue_for(&text, &suffix)).context("write events.toml")?;
+        Ok(Plan {
+            home,
+            stack,
+            options,
+            folder,
+            suffix,
+            events,
+            payments,
+            executions,
+            simulator: format!("127.0.0.1:{}", free_port()?),
+            api: format!("127.0.0.1:{}", free_port()?),
+            api_token: "local-token".to_owned(),
+        })
+    }
+
+    /// The outbox first: the service's own migration builds on it.
+    async fn migrate(&self, database: &TestDatabase, service: &str, role: &str) -> Result<()> {
+        let environment = self.environment(service, &[("DATABASE_URL", database.url(OWNER))]);
+        let outbox = ["migrate", "--writer", role, "--relay", "relay", "--reader", "operator"];
+        run_once(&binary("outbox-relay")?, &outbox, &environment).await?;
+        let own = ["migrate", "--service", role, "--reader", "operator"];
+        run_once(&binary(service)?, &own, &environment).await?;
+        Ok(())
+    }
+
+    async fn set_up(&self) -> Result<()> {
+        let environment = self.environment("setup", &self.kafka_and_registry());
+        run_once(&binary("outbox-relay")?, &["setup"], &environment).await.map(|_| ())
+    }
+
+    fn services(self) -> Result<Circle> {
+        let (requests_topic, results_topic) =
+            (format!("{REQUESTS_TOPIC}{}", self.suffix), format!("{RESULTS_TOPIC}{}", self.suffix));
+        let results_group = format!("payment-service{}", self.suffix);
+        Ok(Circle {
+            simulator: self.simulator()?,
+            executor: self.executor(&requests_topic)?,
+            payment_service: self.payment_service(&results_topic, &results_group)?,
+            request_relays: self.relays("requests", &self.payments, "/payment-service")?,
+            result_relays: self.relays("results", &self.executions, "/executor")?,
+            requests_topic,
+            results_topic,
+            results_group,
+            api_url: format!("http://{}", self.api),
+            simulator_url: format!("http://{}", self.simulator),
+            api_token: self.api_token,
+            payments: self.payments,
+            executions: self.executions,
+            remove_folder: self.options.folder.is_none(),
+            folder: self.folder,
+        })
+    }
+
+    fn simulator(&self) -> Result<Service> {
+        let slow = format!("{}ms", self.options.slow.as_millis());
+        let environment = [("LISTEN", self.simulator.clone()), ("SLOW", slow)];
+        let ready = format!("http://{}/livez", self.simulator);
+        self.service("psp-simulator", "psp-simulator", &[], &environment, ready)
+    }
+
+    fn executor(&self, requests_topic: &str) -> Result<Service> {
+        let mut environment = self.kafka_and_registry();
+        environment.extend([
+            ("DATABASE_URL", self.executions.url("executor")),
+            ("REQUESTS_TOPIC", requests_topic.to_owned()),
+            ("CONSUMER_GROUP", format!("executor{}", self.suffix)),
+            ("STRIPE_BASE_URL", format!("http://{}", self.simulator)),
+            ("STRIPE_SECRET_KEY", "sk_test_local".to_owned()),
+            ("PSP_TIMEOUT", format!("{}ms", self.options.psp_timeout.as_millis())),
+        ]);
+        self.with_admin("executor", "executor", environment)
+    }
+
+    fn payment_service(&self, results_topic: &str, results_group: &str) -> Result<Service> {
+        let mut environment = self.kafka_and_registry();
+        environment.extend([
+            ("DATABASE_URL", self.payments.url("payment_service")),
+            ("LISTEN", self.api.clone()),
+            ("API_TOKENS", format!("local:{}", self.api_token)),
+            ("RESULTS_TOPIC", results_topic.to_owned()),
+            ("CONSUMER_GROUP", results_group.to_owned()),
+        ]);
+        self.with_admin("payment-service", "payment-service", environment)
+    }
+
+    fn relays(&self, what: &str, database: &TestDatabase, source: &str) -> Result<Vec<Service>> {
+        let relay = |number| {
+            let mut environment = self.kafka_and_registry();
+            environment.push(("DATABASE_URL", database.url("relay")));
+            environment.push(("EVENT_SOURCE", source.to_owned()));
+            self.with_admin(&format!("relay-{what}-{number}"), "outbox-relay", environment)
+        };
+        (1..=self.options.relays).map(relay).collect()
+    }
+
+    fn kafka_and_registry(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("KAFKA_BOOTSTRAP", self.stack.kafka_bootstrap()),
+            ("SCHEMA_REGISTRY_URL", self.stack.registry_url()),
+            ("EVENTS", self.events.display().to_string()),
+        ]
+    }
+
+    fn with_admin(
+        &self,
+        name: &str,
+        program: &str,
+        mut environment: Vec<(&'static str, String)>,
+    ) -> Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let ready = format!("http://{admin}/readyz");
+        environment.push(("ADMIN_LISTEN", admin));
+        self.service(name, program, &["run"], &environment, ready)
+    }
+
+    fn service(
+        &self,
+        name: &str,
+        program: &str,
+        arguments: &[&str],
+        environment: &[(&'static str, String)],
+        ready_url: String,
+    ) -> Result<Service> {
+        let spec = Spec {
+            name: name.to_owned(),
+            program: binary(program)?,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            environment: self.environment(name, environment),
+            ready_url,
+        };
+        Service::new(&self.home, &self.folder, spec)
+    }
+
+    fn environment(&self, process: &str, given: &[(&str, String)]) -> Vec<(String, String)> {
+        let common = [("LOG", self.options.log.clone())];
+        let given = common.iter().chain(given).map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let special = self.options.environment.iter().filter(|(wanted, _, _)| wanted == process);
+        given.chain(special.map(|(_, name, value)| (name.clone(), value.clone()))).collect()
+    }
+}
+
+/// The catalogue with topics of this circle. Its schemas stay where they are.
+fn catalogue_for(text: &str, suffix: &str) -> String {
+    text.replace(REQUESTS_TOPIC, &format!("{REQUESTS_TOPIC}{suffix}"))
+        .replace(RESULTS_TOPIC, &format!("{RESULTS_TOPIC}{suffix}"))
+        .replace("\"avro/", &format!("\"{SCHEMA_FOLDER}/avro/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_circle_has_topics_of_its_own_and_the_schemas_of_all() {
+        let text = "[topics.psp-result-updates]\n[events.E]\ntopic = \"payment-order-requests\"\nschema = \"avro/x.avsc\"\n";
+        let own = catalogue_for(text, "-7");
+        assert!(own.contains("[topics.psp-result-updates-7]"), "{own}");
+        assert!(own.contains("topic = \"payment-order-requests-7\""), "{own}");
+        assert!(own.contains(&format!("schema = \"{SCHEMA_FOLDER}/avro/x.avsc\"")), "{own}");
+        assert_eq!(catalogue_for("topic = \"psp-result-updates\"", ""), "topic = \"psp-result-updates\"");
+    }
+}

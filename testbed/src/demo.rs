@@ -1,0 +1,210 @@
+//! `testbed demo`: payments through the whole circle while processes are killed, and the proof that nothing was lost.
+//!
+//! ```text
+//! circle of its own ─▶ load at a fixed rate ─┐
+//!                      kills, in turn ───────┴─▶ all settled ─▶ books ─▶ oracle ─▶ report
+//! ```
+//! Databases and topics are new, so that the books hold this run and nothing else. What it starts ends with it, the shared stack
+//! too if that was not running before. When a promise is broken, logs and books stay in a folder that the report names.
+
+pub mod kills;
+mod watch;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::circle::{Circle, Options};
+use crate::load::{Load, Progress};
+use crate::oracle::books::{Books, Sent, Told};
+use crate::oracle::gather::{Witnesses, gather};
+use crate::oracle::{Verdict, examine};
+use crate::report::Report;
+use crate::stack::Stack;
+use crate::stack::home::Home;
+use crate::store::Databases;
+use crate::topic::Topics;
+use kills::Kill;
+use watch::Scene;
+
+/// How long a client asks for one payment.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+
+/// What to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Demo {
+    /// Payments to send.
+    pub payments: usize,
+    /// Payments per second.
+    pub rate: f64,
+    /// Processes to kill.
+    pub kills: usize,
+    /// Draws the payments, and the moments of the kills.
+    pub seed: u64,
+}
+
+/// What a run has shown.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Figures and verdict.
+    pub report: Report,
+    /// Where logs and books are, if they were kept.
+    pub kept: Option<PathBuf>,
+}
+
+/// Runs on the shared stack, which is started, and ended again, if it does not run. None if `interrupt` came first.
+pub async fn run(demo: &Demo, interrupt: impl Future<Output = ()>) -> Result<Option<Outcome>> {
+    let ran_before = Stack::running().await?.is_some();
+    let performing = async {
+        let (stack, _) = Stack::up().await?;
+        perform(demo, &stack).await.map(Some)
+    };
+    let outcome = tokio::select! {
+        outcome = performing => outcome,
+        () = interrupt => Ok(None),
+    };
+    if !ran_before {
+        Stack::down().await?;
+    }
+    outcome
+}
+
+/// Runs on this stack.
+pub async fn perform(demo: &Demo, stack: &Stack) -> Result<Outcome> {
+    ensure!(demo.rate.is_finite() && demo.rate > 0.0, "the rate must be more than 0");
+    let mut evidence = Evidence { folder: Home::locate()?.private_folder("demo")?, keep: false };
+    let report = in_folder(demo, stack, &evidence.folder).await;
+    evidence.keep = report.as_ref().map_or(true, |report| !report.broken.is_empty());
+    let report = report.with_context(|| format!("the logs are in {}", evidence.folder.display()))?;
+    Ok(Outcome { report, kept: evidence.keep.then(|| evidence.folder.clone()) })
+}
+
+/// Logs and books, which nobody needs when all went well, or when the run was broken off.
+struct Evidence {
+    folder: PathBuf,
+    keep: bool,
+}
+
+impl Drop for Evidence {
+    fn drop(&mut self) {
+        if !self.keep {
+            fs::remove_dir_all(&self.folder).ok();
+        }
+    }
+}
+
+async fn in_folder(demo: &Demo, stack: &Stack, folder: &Path) -> Result<Report> {
+    let circle = Circle::start(stack, &options(folder)).await.context("start the circle")?;
+    let operator = "operator";
+    let databases =
+        Databases::connect(&circle.payments.url(operator), &circle.executions.url(operator)).await?;
+    let begun = Instant::now();
+    let (sent, kills) = drive(demo, &circle, &databases).await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let witnesses = Witnesses {
+        databases: databases.clone(),
+        topics: Topics { bootstrap: stack.kafka_bootstrap(), registry_url: stack.registry_url() },
+        requests_topic: circle.requests_topic.clone(),
+        results_topic: circle.results_topic.clone(),
+        simulator_url: circle.simulator_url.clone(),
+    };
+    let books = gather(&witnesses, sent).await.context("gather the books")?;
+    let verdict = examine(&books);
+    let orderly_end = circle.shutdown().await;
+    let report = Report::new(demo, &books, &verdict, &kills, seconds, orderly_end.err());
+    if !report.broken.is_empty() {
+        keep(folder, &databases, &books, &verdict).await.context("keep the books")?;
+    }
+    Ok(report)
+}
+
+/// Ambiguous payments are to settle within seconds, and a member of a consumer group that comes back is to have its partitions at
+/// once: both are settings that an installation has too, with longer times.
+fn options(folder: &Path) -> Options {
+    let given = [
+        ("executor", "RESOLVE_AFTER", "1s"),
+        ("executor", "RESOLVE_THEN", "1s,2s,5s,10s,20s,60s"),
+        ("executor", "KAFKA_PROPERTIES", "group.instance.id=executor-1"),
+        ("payment-service", "CONSUMER_INSTANCE", "payment-service-1"),
+    ];
+    let own =
+        |(process, name, value): (&str, &str, &str)| (process.to_owned(), name.to_owned(), value.to_owned());
+    Options {
+        folder: Some(folder.to_path_buf()),
+        relays: 2,
+        psp_timeout: Duration::from_secs(2),
+        environment: given.map(own).to_vec(),
+        ..Options::default()
+    }
+}
+
+/// Load and kills side by side, then waits until everything has come to rest.
+async fn drive(demo: &Demo, circle: &Circle, databases: &Databases) -> Result<(Vec<Sent>, Vec<Kill>)> {
+    let load = Load {
+        api_url: circle.api_url.clone(),
+        api_token: circle.api_token.clone(),
+        payments: demo.payments,
+        rate: demo.rate,
+        seed: demo.seed,
+        give_up_after: GIVE_UP_AFTER,
+    };
+    let progress = Arc::new(Progress::default());
+    let scene = Scene::new(demo, databases, &progress);
+    let driving = async {
+        let loading = async {
+            let sent = load.run(&progress).await?;
+            scene.load_has_ended();
+            Ok(sent)
+        };
+        let killing = kills::carry_out(demo, circle, databases, &scene);
+        let (sent, kills) = tokio::try_join!(loading, killing)?;
+        scene.until_settled().await?;
+        anyhow::Ok((sent, kills))
+    };
+    tokio::select! {
+        driven = driving => {
+            scene.last_line().await;
+            driven
+        }
+        never = scene.show() => never,
+    }
+}
+
+/// Everything that the verdict rests on, as one JSON value per line, beside the logs.
+async fn keep(folder: &Path, databases: &Databases, books: &Books, verdict: &Verdict) -> Result<()> {
+    let folder = folder.join("books");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    for (table, rows) in databases.everything().await? {
+        write(&folder.join(format!("{table}.jsonl")), &rows)?;
+    }
+    write(&folder.join("topic.requests.jsonl"), &books.requests)?;
+    write(&folder.join("topic.results.jsonl"), &books.results)?;
+    write(&folder.join("ledger.jsonl"), &books.charges)?;
+    write(&folder.join("sent.jsonl"), &books.sent)?;
+    fs::write(folder.join("findings.txt"), verdict.describe(usize::MAX)).context("write the findings")
+}
+
+fn write<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
+    let lines: Result<Vec<String>, _> = rows.iter().map(serde_json::to_string).collect();
+    fs::write(path, lines.context("encode")?.join("\n")).with_context(|| format!("write {}", path.display()))
+}
+
+/// Payments that the client knows to exist.
+pub(crate) fn accepted(sent: &[Sent]) -> usize {
+    sent.iter().filter(|sent| matches!(sent.outcome, Told::Accepted { .. })).count()
+}
+
+/// A span of time that a kill has touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// When the process was killed.
+    pub from: OffsetDateTime,
+    /// When what had piled up meanwhile was through.
+    pub to: OffsetDateTime,
+}

@@ -1,0 +1,262 @@
+//! Sends payments at a fixed rate, and keeps asking until each has an answer.
+//!
+//! An open loop: when a payment is sent depends on the clock alone, never on earlier answers, so that a service that stalls is
+//! not asked less. A payment that gets no answer (connection refused or cut, time-out, 5xx) is asked for again under the same
+//! Idempotency-Key, as a careful client does; after [`Load::give_up_after`] its outcome is unknown to the client.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use reqwest::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::oracle::books::{Sent, Told};
+
+/// Payments that wait for their answer at once. Beyond it the schedule slips, which [`Progress::open`] shows.
+const OPEN_MAX: usize = 4_096;
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What to send, and where.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Base of the API.
+    pub api_url: String,
+    /// Bearer token.
+    pub api_token: String,
+    /// How many.
+    pub payments: usize,
+    /// Per second.
+    pub rate: f64,
+    /// The same seed draws the same payments.
+    pub seed: u64,
+    /// How long a payment is asked for again.
+    pub give_up_after: Duration,
+}
+
+/// How far the load is; read while it runs.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Payments sent at least once.
+    pub sent: AtomicUsize,
+    /// Payments with a 201.
+    pub accepted: AtomicUsize,
+    /// Payments without an answer yet.
+    pub open: AtomicUsize,
+    /// Requests sent again.
+    pub repeated: AtomicUsize,
+}
+
+/// One payment to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Idempotency-Key.
+    pub key: String,
+    /// The client's own id.
+    pub merchant_reference: String,
+    /// In minor units.
+    pub amount_minor: i64,
+    /// ISO 4217 code.
+    pub currency: &'static str,
+    /// Token of the PSP: decides what will happen.
+    pub payment_method: &'static str,
+}
+
+impl Load {
+    /// Sends everything. Returns when each payment has its answer, in the order of sending.
+    pub async fn run(&self, progress: &Arc<Progress>) -> Result<Vec<Sent>> {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(ANSWER_LIMIT)
+            .pool_max_idle_per_host(256)
+            .build()
+            .context("build a client")?;
+        let room = Arc::new(Semaphore::new(OPEN_MAX));
+        let begun = Instant::now();
+        let mut asking = JoinSet::new();
+        for (number, due) in (0..self.payments).zip(schedule(self.rate)) {
+            tokio::time::sleep_until(begun + due).await;
+            let permit = Arc::clone(&room).acquire_owned().await.context("wait for room")?;
+            let (load, client, progress) = (self.clone(), client.clone(), Arc::clone(progress));
+            asking.spawn(async move {
+                progress.sent.fetch_add(1, Ordering::Relaxed);
+                progress.open.fetch_add(1, Ordering::Relaxed);
+                let wish = draw(load.seed, number);
+                let outcome = load.ask(&client, &wish, &progress).await;
+                progress.open.fetch_sub(1, Ordering::Relaxed);
+                if matches!(outcome, Told::Accepted { .. }) {
+                    progress.accepted.fetch_add(1, Ordering::Relaxed);
+                }
+                drop(permit);
+                let Wish { merchant_reference, amount_minor, currency, .. } = wish;
+                (number, Sent { merchant_reference, amount_minor, currency: currency.to_owned(), outcome })
+            });
+        }
+        let mut sent = Vec::with_capacity(self.payments);
+        while let Some(answered) = asking.join_next().await {
+            sent.push(answered.context("send a payment")?);
+        }
+        sent.sort_by_key(|(number, _)| *number);
+        Ok(sent.into_iter().map(|(_, sent)| sent).collect())
+    }
+
+    /// Asks until there is an answer that says yes or no.
+    async fn ask(&self, client: &reqwest::Client, wish: &Wish, progress: &Progress) -> Told {
+        let begun = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let why = match self.ask_once(client, wish).await {
+                Ok(told) => return told,
+                Err(why) => why,
+            };
+            if begun.elapsed() + pause > self.give_up_after {
+                return Told::Unknown(why);
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+            progress.repeated.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Err: no answer, or one that asks to come again.
+    async fn ask_once(&self, client: &reqwest::Client, wish: &Wish) -> Result<Told, String> {
+        #[derive(Deserialize)]
+        struct Created {
+            payment_id: Uuid,
+            payment_order_id: Uuid,
+        }
+        let body = json!({
+            "amount_minor": wish.amount_minor,
+            "currency": wish.currency,
+            "payment_method": wish.payment_method,
+            "merchant_reference": wish.merchant_reference,
+        });
+        let request = client
+            .post(format!("{}/v1/payments", self.api_url))
+            .bearer_auth(&self.api_token)
+            .header("Idempotency-Key", &wish.key)
+            .json(&body);
+        let response = request.send().await.map_err(|error| error.to_string())?;
+        let status = response.status();
+        let text = response.text().await.map_err(|error| error.to_string())?;
+        match status {
+            StatusCode::OK | StatusCode::CREATED => {
+                let Created { payment_id, payment_order_id } =
+                    serde_json::from_str(&text).map_err(|error| format!("{status}: {error}"))?;
+                Ok(Told::Accepted { payment_id, payment_order_id })
+            }
+            // 409: the first request with this key is still being worked on.
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::CONFLICT => {
+                Err(format!("{status}: {text}"))
+            }
+            status if status.is_client_error() => Ok(Told::Refused(format!("{status}: {text}"))),
+            status => Err(format!("{status}: {text}")),
+        }
+    }
+}
+
+/// When each payment is due, counted from the beginning.
+fn schedule(rate: f64) -> impl Iterator<Item = Duration> {
+    (0_u32..).map(move |number| Duration::from_secs_f64(f64::from(number) / rate))
+}
+
+/// The payment of this number: about 80 % succeed, 15 % are declined, 5 % are ambiguous at first.
+pub fn draw(seed: u64, number: usize) -> Wish {
+    const CURRENCIES: [&str; 6] = ["EUR", "USD", "GBP", "CHF", "SEK", "JPY"];
+    const DECLINES: [&str; 5] = [
+        "pm_card_chargeDeclined",
+        "pm_card_chargeDeclinedInsufficientFunds",
+        "pm_card_chargeDeclinedLostCard",
+        "pm_card_chargeDeclinedExpiredCard",
+        "pm_card_authenticationRequired",
+    ];
+    const AMBIGUOUS: [&str; 3] = ["pm_sim_timeout_after_charge", "pm_sim_error_after_charge", "pm_sim_slow"];
+    let mut random = Random::new(seed, number);
+    let payment_method = match random.below(100) {
+        0..80 => "pm_card_visa",
+        80..95 => DECLINES[random.below(DECLINES.len())],
+        _ => AMBIGUOUS[random.below(AMBIGUOUS.len())],
+    };
+    Wish {
+        // Letters in between: nothing here may look like a card number.
+        key: format!("s{seed:x}n{number}"),
+        merchant_reference: format!("order-{number}"),
+        amount_minor: 100 + i64::try_from(random.below(99_900)).unwrap_or_default(),
+        currency: CURRENCIES[random.below(CURRENCIES.len())],
+        payment_method,
+    }
+}
+
+/// SplitMix64: the same numbers from the same seed, on every machine.
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// A sequence of its own for every stream of a seed.
+    pub fn new(seed: u64, stream: usize) -> Random {
+        let mut random = Random(seed);
+        let mixed = random.next();
+        Random(mixed ^ u64::try_from(stream).unwrap_or_default().wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
+        let limit = u64::try_from(limit.max(1)).unwrap_or(1);
+        usize::try_from(self.next() % limit).unwrap_or_default()
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_seed_draws_the_same_payments_and_another_seed_others() {
+        let drawn = |seed| (0..200).map(|number| draw(seed, number)).collect::<Vec<_>>();
+        assert_eq!(drawn(1), drawn(1));
+        let (one, two) = (drawn(1), drawn(2));
+        assert!(one.iter().zip(&two).filter(|(a, b)| a.amount_minor == b.amount_minor).count() < 5);
+        let keys: HashSet<_> = one.iter().chain(&two).map(|wish| &wish.key).collect();
+        assert_eq!(keys.len(), 400);
+    }
+
+    #[test]
+    fn most_succeed_some_are_declined_a_few_are_ambiguous() {
+        let drawn: Vec<Wish> = (0..10_000).map(|number| draw(7, number)).collect();
+        let share = |what: fn(&Wish) -> bool| drawn.iter().filter(|wish| what(wish)).count();
+        let paid = share(|wish| wish.payment_method == "pm_card_visa");
+        let ambiguous = share(|wish| wish.payment_method.starts_with("pm_sim_"));
+        assert!((7_800..8_200).contains(&paid), "{paid}");
+        assert!((400..600).contains(&ambiguous), "{ambiguous}");
+        assert!(drawn.iter().all(|wish| (100..100_000).contains(&wish.amount_minor)));
+        let methods: HashSet<_> = drawn.iter().map(|wish| wish.payment_method).collect();
+        assert_eq!(methods.len(), 9);
+    }
+
+    #[test]
+    fn the_schedule_is_a_matter_of_the_clock_alone() {
+        let due: Vec<Duration> = schedule(200.0).take(401).collect();
+        assert_eq!(
+            (due[0], due[200], due[400]),
+            (Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2))
+        );
+    }
+}

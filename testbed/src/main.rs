@@ -1,0 +1,163 @@
+//! The testbed's command line: what the Makefile calls.
+#![expect(clippy::print_stdout, reason = "a command line tool speaks on stdout")]
+
+mod run;
+mod sql;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use testbed::demo::{self, Demo};
+use testbed::stack::Stack;
+use testbed::stack::home::Home;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Starts the real parts and our processes on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "testbed", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start PostgreSQL, Kafka and the schema registry, and leave them running.
+    Up,
+    /// Stop them, and whatever else was left behind.
+    Down,
+    /// Stop them, and remove what was downloaded and stored.
+    Clean,
+    /// Say what runs; the exit status is 1 when the stack does not.
+    Status,
+    /// Start everything, print how to use it, and stay until Ctrl-C.
+    Run,
+    /// Send payments through everything while processes are killed, and prove that nothing was lost.
+    Demo {
+        /// Payments to send.
+        #[arg(long, default_value_t = 2_000)]
+        payments: usize,
+        /// Payments per second.
+        #[arg(long, default_value_t = 200.0)]
+        rate: f64,
+        /// Processes to kill: relay leader, executor and payment service in turn.
+        #[arg(long, default_value_t = 3)]
+        kills: usize,
+        /// Draws the payments, and the moments of the kills.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Run a query and print its result as a table.
+    Sql {
+        /// The database: `payments` or `executor`.
+        #[arg(long, default_value = "payments")]
+        db: String,
+        /// The role to log in as; `operator` may only read.
+        #[arg(long, default_value = "operator")]
+        role: String,
+        /// The query.
+        query: String,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match perform(Cli::parse().command).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn perform(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up => print(&Stack::up().await?.0),
+        Command::Down => stop().await?,
+        Command::Clean => {
+            stop().await?;
+            Home::locate()?.remove_contents()?;
+        }
+        Command::Status => {
+            for (name, pid) in Stack::processes()? {
+                println!("{name:<18} pid {pid}");
+            }
+            let Some(stack) = Stack::running().await? else {
+                println!("the stack does not run");
+                return Ok(ExitCode::FAILURE);
+            };
+            print(&stack);
+        }
+        Command::Run => run::run().await?,
+        Command::Demo { payments, rate, kills, seed } => {
+            return demonstrate(&Demo { payments, rate, kills, seed }).await;
+        }
+        Command::Sql { db, role, query } => {
+            let stack =
+                Stack::running().await?.context("the stack does not run: start it with `make run`")?;
+            print!("{}", sql::query(&stack.postgres_url(&role, &db), &query).await?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The last line on stdout is the verdict as JSON.
+async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
+    // Asked for before anything starts, so that a Ctrl-C during the start does not leave half of it.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let interrupted = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(demo::Outcome { report, kept }) = demo::run(demo, interrupted).await? else {
+        return Ok(ExitCode::from(130));
+    };
+    println!("{}", report.table);
+    for broken in &report.broken {
+        println!("BROKEN  {broken}");
+    }
+    if let Some(folder) = kept {
+        println!("logs and books are in {}", folder.display());
+    }
+    println!("{}", report.json());
+    Ok(if report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn stop() -> Result<()> {
+    for name in Stack::down().await? {
+        println!("stopped {name}");
+    }
+    Ok(())
+}
+
+fn print(stack: &Stack) {
+    for (name, _, address) in stack.parts() {
+        println!("{name:<18} {address}");
+    }
+    println!("{:<18} {}", "logs", stack.folder().display());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused_with_what_is_known() {
+        let error = Cli::try_parse_from(["testbed", "start"]).unwrap_err().to_string();
+        assert!(error.contains("unrecognized subcommand"), "{error}");
+        let error = Cli::try_parse_from(["testbed", "sql", "--db", "payments"]).unwrap_err().to_string();
+        assert!(error.contains("<QUERY>"), "{error}");
+    }
+}

@@ -1,0 +1,87 @@
+//! `testbed run`: everything is started and stays until Ctrl-C; every address is printed, with lines to paste.
+//!
+//! What it starts ends with it, the shared stack too if it was not running before. If it is killed, the next start of
+//! anything here ends what it has left.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use testbed::circle::{Circle, Options};
+use testbed::stack::Stack;
+use testbed::stack::home::Home;
+use tokio::signal::unix::{SignalKind, signal};
+
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+pub(crate) async fn run() -> Result<()> {
+    let home = Home::locate()?;
+    let _only = home
+        .lock("run", Duration::ZERO)
+        .await
+        .context("one `run` is enough: a second one would share its databases and topics")?;
+    // Asked for before anything starts, so that a Ctrl-C during the start does not leave half of it.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (stack, started) = Stack::up().await?;
+    let stopped = tokio::select! {
+        outcome = serve(&home, &stack) => outcome,
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    };
+    if started {
+        Stack::down().await?;
+    }
+    stopped
+}
+
+async fn serve(home: &Home, stack: &Stack) -> Result<()> {
+    let options = Options { isolated: false, relays: 2, folder: Some(home.run()), ..Options::default() };
+    let circle = Circle::start(stack, &options).await?;
+    print(stack, &circle);
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        if !stack.lives() {
+            bail!("the stack was stopped");
+        }
+        if let Some(service) = circle.services().find(|service| !service.running()) {
+            bail!("{} has ended; its log is {}", service.name(), service.log().display());
+        }
+    }
+}
+
+fn print(stack: &Stack, circle: &Circle) {
+    println!("\nThe parts");
+    for (name, _, address) in stack.parts() {
+        println!("  {name:<18} {address}");
+    }
+    for database in ["payments", "executor"] {
+        println!("  {:<18} {}", format!("database {database}"), stack.postgres_url("operator", database));
+    }
+    println!("\nOur processes (each has /metrics, /readyz and /livez)");
+    println!("  {:<18} {}/v1/payments", "API", circle.api_url);
+    println!("  {:<18} {}/simulator/ledger", "PSP's ledger", circle.simulator_url);
+    for service in circle.services() {
+        println!("  {:<18} {}", service.name(), service.admin_url());
+    }
+    println!("  {:<18} {}", "logs", circle.folder().display());
+    println!("\nMake a payment, and look at it");
+    println!(
+        "  curl -s {}/v1/payments -H 'Authorization: Bearer {}' -H \"Idempotency-Key: $(date +%s%N)\" \\\n    \
+         -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"amount_minor\":1234,\"currency\":\"EUR\",\"payment_method\":\"pm_card_visa\",\
+         \"merchant_reference\":\"order-1\"}}'",
+        circle.api_url, circle.api_token
+    );
+    println!(
+        "  curl -s {}/v1/payment-orders/PAYMENT_ORDER_ID -H 'Authorization: Bearer {}'",
+        circle.api_url, circle.api_token
+    );
+    println!("\nLook inside");
+    println!(
+        "  make sql DB=payments Q=\"SELECT state, count(*) FROM payments.payment_orders GROUP BY state\""
+    );
+    println!(
+        "  make sql DB=payments Q=\"SELECT * FROM payments.payment_order_transitions ORDER BY decided_at DESC LIMIT 5\""
+    );
+    println!("  make sql DB=executor Q=\"SELECT * FROM outbox.status\"");
+    println!("\nCtrl-C stops everything.");
+}
