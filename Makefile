@@ -88,12 +88,12 @@ setup:
 		root=(sudo)
 	fi
 	echo "setup: missing, and now installed with apt-get: $$wanted" >&2
-	"$${root[@]}" apt-get -qq update >&2 || give_up "apt-get could not fetch its lists (no network, or no rights)"
+	"$${root[@]}" apt-get -qq -o DPkg::Lock::Timeout=120 update >&2 || give_up "apt-get could not fetch its lists (no network, or no rights)"
 	if [ -n "$$java_is_missing" ]; then
 		# Each release has its own: 17 on Debian 12, 21 on Debian 13.
 		for jre in openjdk-17-jre-headless openjdk-21-jre-headless openjdk-25-jre-headless default-jre-headless; do
 			if apt-cache show "$$jre" >/dev/null 2>&1; then packages+=("$$jre"); break; fi
 		done
 	fi
-	"$${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$${packages[@]}" >&2 \
+	"$${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 install -y --no-install-recommends "$${packages[@]}" >&2 \
 		|| give_up "apt-get could not install them"

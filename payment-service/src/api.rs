@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{MatchedPath, Path, Request, State},
+    extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -279,9 +279,9 @@ struct PaymentAnswer {
 async fn show_payment(
     State(Api(api)): State<Api>,
     Extension(Caller(caller)): Extension<Caller>,
-    Path(payment_id): Path<String>,
+    id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let payment_id = Uuid::try_parse(&payment_id).map_err(|_| Problem::not_found())?;
+    let Path(payment_id) = id.map_err(|_| Problem::not_found())?;
     let found =
         store::payment(&api.pool, &caller, payment_id).await.map_err(|error| database_problem(&error, ""))?;
     let (payment, payment_orders) = found.ok_or_else(Problem::not_found)?;
@@ -298,9 +298,9 @@ struct PaymentOrderAnswer {
 async fn show_payment_order(
     State(Api(api)): State<Api>,
     Extension(Caller(caller)): Extension<Caller>,
-    Path(payment_order_id): Path<String>,
+    id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let id = Uuid::try_parse(&payment_order_id).map_err(|_| Problem::not_found())?;
+    let Path(id) = id.map_err(|_| Problem::not_found())?;
     let found =
         store::payment_order(&api.pool, &caller, id).await.map_err(|error| database_problem(&error, ""))?;
     let (payment_order, transitions) = found.ok_or_else(Problem::not_found)?;

@@ -166,15 +166,18 @@ pub struct SetAside {
     pub event_id: Option<Uuid>,
     /// Its payment order, if it names one.
     pub payment_order_id: Option<Uuid>,
+    /// Its trace, if it names one.
+    pub trace_id: Option<String>,
 }
 
 impl SetAside {
     /// Sets a record aside that is no event.
     fn undecodable(record: Arc<RawRecord>, reason: &str) -> Self {
-        let event_id =
-            record.headers.as_ref().ok().and_then(|headers| Envelope::read(Some(headers)).event_id);
+        let envelope =
+            record.headers.as_ref().map(|headers| Envelope::read(Some(headers))).unwrap_or_default();
+        let (event_id, trace_id) = (envelope.event_id, trace_id_of(&envelope));
         let reason_code = QuarantineReason::Undecodable;
-        Self { record, reason_code, reason: brief(reason), event_id, payment_order_id: None }
+        Self { record, reason_code, reason: brief(reason), event_id, payment_order_id: None, trace_id }
     }
 
     /// Sets a result aside.
@@ -185,8 +188,13 @@ impl SetAside {
             reason: brief(reason),
             event_id: Some(update.event_id),
             payment_order_id: Some(update.event.payment_order_id),
+            trace_id: update.trace_id.clone(),
         }
     }
+}
+
+fn trace_id_of(envelope: &Envelope) -> Option<String> {
+    envelope.traceparent.as_deref().and_then(TraceContext::parse).map(|trace| trace.trace_id())
 }
 
 /// One line without control characters: a reason may quote what was in the record.
@@ -222,8 +230,7 @@ pub async fn take(decoder: &Decoder<PspResultUpdateEvent>, record: Arc<RawRecord
     // A text for people is no reason to refuse a result.
     event.error_message = event.error_message.map(|text| sanitise_error_message(&text));
     let event_id = envelope.event_id.unwrap_or_else(|| event.fallback_event_id(&record.topic));
-    let trace_id =
-        envelope.traceparent.as_deref().and_then(TraceContext::parse).map(|trace| trace.trace_id());
+    let trace_id = trace_id_of(&envelope);
     let keyed_right = record.key.as_deref() == Some(event.payment_order_id.to_string().as_bytes());
     let update = ResultUpdate { record, event_id, event, trace_id, quarantine_id: None };
     if keyed_right {

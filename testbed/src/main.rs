@@ -47,6 +47,9 @@ enum Command {
         /// Draws the payments, and the moments of the kills.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Keep logs and books even if all goes well.
+        #[arg(long)]
+        keep: bool,
     },
     /// Run a query and print its result as a table.
     Sql {
@@ -91,8 +94,8 @@ async fn perform(command: Command) -> Result<ExitCode> {
             print(&stack);
         }
         Command::Run => run::run().await?,
-        Command::Demo { payments, rate, kills, seed } => {
-            return demonstrate(&Demo { payments, rate, kills, seed }).await;
+        Command::Demo { payments, rate, kills, seed, keep } => {
+            return demonstrate(&Demo { payments, rate, kills, seed, keep }).await;
         }
         Command::Sql { db, role, query } => {
             let stack =

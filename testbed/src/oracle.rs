@@ -141,6 +141,7 @@ impl Verdict {
         lines.join("\n")
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "ids and texts alike, without a sign at every call")]
     fn report(&mut self, promise: Promise, subject: impl ToString, text: impl Into<String>) {
         self.findings.push(Finding { promise, subject: subject.to_string(), text: text.into() });
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use testbed::circle::{Circle, Options};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
@@ -20,23 +20,33 @@ pub(crate) async fn run() -> Result<()> {
         .await
         .context("one `run` is enough: a second one would share its databases and topics")?;
     // Asked for before anything starts, so that a Ctrl-C during the start does not leave half of it.
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
     let (stack, started) = Stack::up().await?;
-    let stopped = tokio::select! {
-        outcome = serve(&home, &stack) => outcome,
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
-    };
+    let outcome = serve(&home, &stack, &mut signals).await;
     if started {
         Stack::down().await?;
     }
-    stopped
+    outcome
 }
 
-async fn serve(home: &Home, stack: &Stack) -> Result<()> {
+async fn serve(home: &Home, stack: &Stack, signals: &mut Signals) -> Result<()> {
     let options = Options { isolated: false, relays: 2, folder: Some(home.run()), ..Options::default() };
-    let circle = Circle::start(stack, &options).await?;
+    let circle = tokio::select! {
+        circle = Circle::start(stack, &options) => circle?,
+        () = signals.received() => return Ok(()),
+    };
     print(stack, &circle);
+    let outcome = tokio::select! {
+        outcome = trouble(stack, &circle) => outcome,
+        () = signals.received() => Ok(()),
+    };
+    println!("stopping");
+    let ended = circle.shutdown().await;
+    outcome.and(ended)
+}
+
+/// Returns when something has ended that should not.
+async fn trouble(stack: &Stack, circle: &Circle) -> Result<()> {
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
         if !stack.lives() {
@@ -44,6 +54,29 @@ async fn serve(home: &Home, stack: &Stack) -> Result<()> {
         }
         if let Some(service) = circle.services().find(|service| !service.running()) {
             bail!("{} has ended; its log is {}", service.name(), service.log().display());
+        }
+    }
+}
+
+/// Every way in which a terminal or an operator says: stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let [interrupt, terminate, hangup] =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        Ok(Signals { interrupt: interrupt?, terminate: terminate?, hangup: hangup? })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
@@ -80,7 +113,7 @@ fn print(stack: &Stack, circle: &Circle) {
         "  make sql DB=payments Q=\"SELECT state, count(*) FROM payments.payment_orders GROUP BY state\""
     );
     println!(
-        "  make sql DB=payments Q=\"SELECT * FROM payments.payment_order_transitions ORDER BY decided_at DESC LIMIT 5\""
+        "  make sql DB=payments Q=\"SELECT to_state, decision, decided_at FROM payments.payment_order_transitions\""
     );
     println!("  make sql DB=executor Q=\"SELECT * FROM outbox.status\"");
     println!("\nCtrl-C stops everything.");

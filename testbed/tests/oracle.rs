@@ -1,4 +1,5 @@
 //! The oracle must see what is wrong: each test plants one anomaly into books that are clean, and says what must be reported.
+#![allow(clippy::unwrap_used, reason = "what goes wrong in a test has to end it")]
 
 use serde_json::json;
 use testbed::oracle::books::{
@@ -240,7 +241,7 @@ fn lost_events_that_are_not_on_their_topic() {
 
 #[test]
 fn lost_a_request_that_the_executor_never_took_in() {
-    reports(|books| drop(books.executor.inbox.remove(0)), &[NothingLost], "the executor never took it in");
+    reports(|books| books.executor.inbox.truncate(2), &[NothingLost], "the executor never took it in");
     let plant = |books: &mut Books| {
         books.executor.inbox.remove(0);
         books.executor.quarantine.push((0, 0));
@@ -379,7 +380,7 @@ fn applied_twice_whatever_the_decision() {
 
 #[test]
 fn an_event_that_is_not_marked_would_be_applied_again() {
-    reports(|books| drop(books.payments.processed.remove(0)), &[Consistent], "not marked as taken");
+    reports(|books| books.payments.processed.truncate(3), &[Consistent], "not marked as taken");
 }
 
 #[test]

@@ -239,7 +239,7 @@ pub(crate) async fn insert_transitions(
 pub(crate) async fn insert_quarantine(
     tx: &mut PgConnection,
     rows: &[SetAside],
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<Vec<(i32, i64)>, sqlx::Error> {
     let headers =
         |row: &SetAside| row.record.headers.as_ref().map_or(Value::Array(Vec::new()), RawHeaders::to_json);
     sqlx::query_as(

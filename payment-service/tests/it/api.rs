@@ -173,9 +173,7 @@ async fn whatever_is_wrong_is_a_problem_and_stores_nothing() {
         expect_problem(client.get(url(path)).bearer_auth(TOKEN), 404, "not-found").await;
     }
     for path in ["/v1/payments/x", "/v1/payments/%00", "/v1/payment-orders/%FF"] {
-        let answer = client.get(url(path)).bearer_auth(TOKEN).send().await.unwrap();
-        assert!([400, 404].contains(&answer.status().as_u16()), "{path}: {}", answer.status());
-        assert_eq!(answer.headers()["content-type"], "application/problem+json", "{path}");
+        expect_problem(client.get(url(path)).bearer_auth(TOKEN), 404, "not-found").await;
     }
     assert_eq!(world.count(ROWS).await, 0);
     service.stop().await;

@@ -66,7 +66,11 @@ impl Simulator {
         let settings = ["psp-simulator", "--slow", &slow].into_iter().chain(settings.iter().copied());
         let shutdown = CancellationToken::new();
         tokio::spawn(psp_simulator::run(listener, Config::parse_from(settings), shutdown.clone()));
-        Self { base, client: Client::new(), _stop: shutdown.drop_guard() }
+        Self {
+            base,
+            client: Client::builder().timeout(SLOW * 10).build().unwrap(),
+            _stop: shutdown.drop_guard(),
+        }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -29,7 +29,7 @@ const OCCASION_LIMIT: Duration = Duration::from_secs(5);
 /// For a standby to lead.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
 /// For the backlog to be through. It is not the promise (that everything settles), but where the measure of the lag begins again.
-const RECOVERY_LIMIT: Duration = Duration::from_secs(60);
+const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
 /// Kills lie between these parts of the load.
 const FIRST: f64 = 0.1;
 const SPAN: f64 = 0.75;
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn kills_are_spread_over_the_load_at_moments_of_the_seed() {
-        let demo = |seed| Demo { payments: 2_000, rate: 200.0, kills: 9, seed };
+        let demo = |seed| Demo { payments: 2_000, rate: 200.0, kills: 9, seed, keep: false };
         let due = schedule(&demo(1));
         assert_eq!(due, schedule(&demo(1)));
         assert_ne!(due, schedule(&demo(2)));

@@ -51,7 +51,8 @@ impl<'a> Scene<'a> {
     /// A line that stays.
     pub(super) fn killed(&self, kill: &Kill) {
         *self.kills.borrow_mut() += 1;
-        let back = kill.successor.as_ref().map_or("ready again".to_owned(), |name| format!("{name} leads"));
+        let back =
+            kill.successor.as_ref().map_or_else(|| "ready again".to_owned(), |name| format!("{name} leads"));
         self.line(&format!(
             "{:>7.1} s  SIGKILL {} with {} {}; {back} after {} ms",
             kill.after.as_secs_f64(),

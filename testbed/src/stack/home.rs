@@ -132,7 +132,7 @@ impl Home {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 Err(TryLockError::WouldBlock) => {
-                    bail!("another process has held {} for {} s", path.display(), limit.as_secs())
+                    bail!("another process holds {} (waited {limit:?})", path.display())
                 }
                 Err(TryLockError::Error(error)) => {
                     return Err(error).with_context(|| format!("lock {}", path.display()));

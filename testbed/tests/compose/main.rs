@@ -40,9 +40,13 @@ fn plain(yaml: &Yaml) -> Value {
             for (key, value) in map.iter().map(|(key, value)| (key.as_str().unwrap(), plain(value))) {
                 match value {
                     Value::Object(merged) if key == "<<" => {
-                        merged.into_iter().for_each(|(key, value)| drop(object.entry(key).or_insert(value)));
+                        for (key, value) in merged {
+                            object.entry(key).or_insert(value);
+                        }
                     }
-                    value => drop(object.insert(key.to_owned(), value)),
+                    value => {
+                        object.insert(key.to_owned(), value);
+                    }
                 }
             }
             Value::Object(object)

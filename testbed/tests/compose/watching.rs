@@ -216,7 +216,7 @@ fn prometheus_scrapes_every_process() {
     }
 
     let other = json!([{"static_configs": [{"targets": ["gone:9100"]}]}]);
-    let mut more = prometheus.clone();
+    let mut more = prometheus;
     more["scrape_configs"] = other;
     assert!(targets_are_the_admin_ports(&more, &compose).len() > 5);
 }
