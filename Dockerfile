@@ -1,7 +1,7 @@
 # One image with every process of ours. `docker compose build` makes it; what runs in it is the command's choice.
 #
 # Binaries that were built elsewhere (a CI machine with a warm cache, a place without crates.io) can be used instead of
-# compiling here: put them into `dist/` and build with `--build-arg BINARIES=prebuilt`. They must come from Debian 12, or
+# compiling here: put them into `dist/` and say `BINARIES=prebuilt docker compose build`. They must come from Debian 12, or
 # from a system with no newer glibc and OpenSSL 3.
 ARG BINARIES=compiled
 

@@ -33,12 +33,12 @@ run: setup ## Start everything, print every address, and stay until Ctrl-C
 	@$(CARGO) build --workspace --bins
 	exec $(TESTBED) run
 
-test: setup ## Start the real parts once and run the whole suite (ARGS= goes to cargo test)
+test: setup ## Start the real parts once and run the whole suite (ARGS="-p outbox" for less)
 	@$(CARGO) build --workspace --all-targets
 	# A stack that was running already stays: someone else is using it.
 	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
 	$(TESTBED) up
-	$(CARGO) test --workspace $(ARGS)
+	$(CARGO) test $(or $(ARGS),--workspace)
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

@@ -330,7 +330,7 @@ impl Executor {
     fn observe(&self, claimed: &Claimed, psp: &dyn Psp, call: &Call, answer: &Answer) {
         let labels = [psp.label(), call.operation.label(), answer.label()];
         self.metrics.psp_requests.with_label_values(&labels).inc();
-        self.metrics.psp_request_duration.observe(answer.took.as_secs_f64());
+        self.metrics.psp_request_duration.with_label_values(&labels[..2]).observe(answer.took.as_secs_f64());
         tracing::debug!(
             trace_id = claimed.trace_id,
             payment_order_id = %claimed.order.payment_order_id,

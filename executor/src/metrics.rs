@@ -1,7 +1,7 @@
 //! The metrics of the process. Every set of labels exists from the start, at 0.
 
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     core::Collector,
 };
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
@@ -28,7 +28,7 @@ pub struct Metrics {
     /// Calls to PSPs, by what came of them.
     pub psp_requests: IntCounterVec,
     /// How long calls to PSPs took.
-    pub psp_request_duration: Histogram,
+    pub psp_request_duration: HistogramVec,
     /// Results recorded, by who brought them. What was known already is not counted.
     pub results_recorded: IntCounterVec,
     /// Events written to the outbox.
@@ -70,7 +70,7 @@ impl Metrics {
                 &["reason"],
             )?,
             psp_requests: counters("psp_requests_total", "Calls to PSPs.", &["psp", "operation", "outcome"])?,
-            psp_request_duration: add(registry, Histogram::with_opts(duration)?)?,
+            psp_request_duration: add(registry, HistogramVec::new(duration, &["psp", "operation"])?)?,
             results_recorded: counters(
                 "results_recorded_total",
                 "Results recorded.",
@@ -103,6 +103,7 @@ impl Metrics {
         }
         for psp in psps.iter() {
             for operation in Operation::ALL {
+                self.psp_request_duration.with_label_values(&[psp.label(), operation.label()]);
                 for outcome in Answer::LABELS {
                     self.psp_requests.with_label_values(&[psp.label(), operation.label(), outcome]);
                 }

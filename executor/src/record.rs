@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     psp::code,
-    store::{self, Finished},
+    store::{Finished, results},
 };
 
 /// First and longest pause after calls that were not executed.
@@ -228,7 +228,7 @@ async fn record_round(
     batch: Vec<Finding>,
 ) -> Result<Vec<Recorded>, sqlx::Error> {
     let ids: Vec<Uuid> = batch.iter().map(|finding| finding.payment_order_id).collect();
-    let standings = store::lock_orders(tx, &ids).await?;
+    let standings = results::lock_orders(tx, &ids).await?;
     let mut pairs = Vec::with_capacity(batch.len());
     for finding in batch {
         let standing =
@@ -238,9 +238,9 @@ async fn record_round(
         pairs.push((standing, settle(standing, finding, ladder)));
     }
     let changes: Vec<Change> = pairs.iter().map(|(_, change)| change.clone()).collect();
-    let new = store::insert_results(tx, &changes).await?;
+    let new = results::insert_results(tx, &changes).await?;
     append(tx, &pairs, &new).await?;
-    store::apply(tx, &changes).await?;
+    results::apply(tx, &changes).await?;
     let recorded = |(standing, change): (&Standing, Change)| Recorded {
         event: change.result.filter(|_| new.contains(&change.event_id)),
         state: change.standing.map_or(standing.state, |moved| moved.state),

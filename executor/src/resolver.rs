@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::{
     executor::{Executor, Pace},
     metrics::Metrics,
-    store::{self, Queue},
+    store::{Queue, results},
 };
 
 /// How often the gauges are brought up to date.
@@ -38,7 +38,7 @@ pub async fn run(executor: Executor, concurrency: usize) -> anyhow::Result<()> {
 /// Keeps the gauges of what is unresolved.
 pub async fn watch(pool: PgPool, metrics: Metrics, shutdown: Shutdown) -> anyhow::Result<()> {
     loop {
-        match store::unresolved(&pool).await {
+        match results::unresolved(&pool).await {
             Ok((orders, oldest_seconds, in_review)) => {
                 metrics.attempts_unknown.set(orders);
                 metrics.attempt_unknown_oldest_age.set(oldest_seconds);

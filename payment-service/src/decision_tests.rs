@@ -147,8 +147,9 @@ fn a_late_success_names_the_charge_to_look_at() {
 #[test]
 fn the_state_of_a_payment_follows_its_orders() {
     use State::{Created, Failed, NeedsReview, Successful, Unknown};
+    type Known = (State, Option<ReviewReason>);
     let late = Some(ReviewReason::LateSuccess);
-    let cases: &[(&[(State, Option<ReviewReason>)], State, Option<ReviewReason>)] = &[
+    let cases: &[(&[Known], State, Option<ReviewReason>)] = &[
         (&[(Created, None)], Created, None),
         (&[(Failed, None)], Failed, None),
         (&[(Failed, None), (Unknown, None)], Unknown, None),

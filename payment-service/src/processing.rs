@@ -128,7 +128,7 @@ impl ProcessPaymentService {
                     line!(info, "result applied");
                 }
                 Decision::Duplicate | Decision::Stale | Decision::Orphan => {
-                    line!(info, "result changes nothing")
+                    line!(info, "result changes nothing");
                 }
                 Decision::Conflict => {
                     line!(error, "result contradicts what is known: a person must look");

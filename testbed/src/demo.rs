@@ -26,8 +26,8 @@ use crate::oracle::books::{Books, Sent, Told};
 use crate::oracle::gather::{Witnesses, gather};
 use crate::oracle::{Verdict, examine};
 use crate::report::Report;
-use crate::stack::Stack;
 use crate::stack::home::Home;
+use crate::stack::{Identity, Stack};
 use crate::store::Databases;
 use crate::topic::Topics;
 use kills::Kill;
@@ -47,6 +47,9 @@ pub struct Demo {
     pub kills: usize,
     /// Draws the payments, and the moments of the kills.
     pub seed: u64,
+    /// Whether the broker may be made to stand still for a moment, so that a relay dies with records that are under way: for a
+    /// broker that nobody else needs at this time.
+    pub stall_broker: bool,
     /// Keep logs and books even if all goes well.
     pub keep: bool,
 }
@@ -107,7 +110,7 @@ async fn in_folder(demo: &Demo, stack: &Stack, folder: &Path) -> Result<Report> 
     let databases =
         Databases::connect(&circle.payments.url(operator), &circle.executions.url(operator)).await?;
     let begun = Instant::now();
-    let (sent, kills) = drive(demo, &circle, &databases).await?;
+    let (sent, kills) = drive(demo, stack, &circle, &databases).await?;
     let seconds = begun.elapsed().as_secs_f64();
     let witnesses = Witnesses {
         databases: databases.clone(),
@@ -147,7 +150,12 @@ fn options(folder: &Path) -> Options {
 }
 
 /// Load and kills side by side, then waits until everything has come to rest.
-async fn drive(demo: &Demo, circle: &Circle, databases: &Databases) -> Result<(Vec<Sent>, Vec<Kill>)> {
+async fn drive(
+    demo: &Demo,
+    stack: &Stack,
+    circle: &Circle,
+    databases: &Databases,
+) -> Result<(Vec<Sent>, Vec<Kill>)> {
     let load = Load {
         api_url: circle.api_url.clone(),
         api_token: circle.api_token.clone(),
@@ -164,7 +172,8 @@ async fn drive(demo: &Demo, circle: &Circle, databases: &Databases) -> Result<(V
             scene.load_has_ended();
             Ok(sent)
         };
-        let killing = kills::carry_out(demo, circle, databases, &scene);
+        let broker = if demo.stall_broker { Some(broker(stack)?) } else { None };
+        let killing = kills::carry_out(demo, &scene, circle, broker);
         let (sent, kills) = tokio::try_join!(loading, killing)?;
         scene.until_settled().await?;
         anyhow::Ok((sent, kills))
@@ -176,6 +185,11 @@ async fn drive(demo: &Demo, circle: &Circle, databases: &Databases) -> Result<(V
         }
         never = scene.show() => never,
     }
+}
+
+fn broker(stack: &Stack) -> Result<Identity> {
+    let kafka = stack.parts().into_iter().find(|(name, _, _)| *name == "Kafka");
+    kafka.and_then(|(_, pid, _)| Identity::of(pid)).context("the stack has no broker")
 }
 
 /// Everything that the verdict rests on, as one JSON value per line, beside the logs.

@@ -95,7 +95,7 @@ async fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::Run => run::run().await?,
         Command::Demo { payments, rate, kills, seed, keep } => {
-            return demonstrate(&Demo { payments, rate, kills, seed, keep }).await;
+            return demonstrate(&Demo { payments, rate, kills, seed, stall_broker: true, keep }).await;
         }
         Command::Sql { db, role, query } => {
             let stack =

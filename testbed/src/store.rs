@@ -15,6 +15,9 @@ use crate::oracle::books::{
     Attempt, ExecutorBooks, Order, OutboxEvent, Payment, PaymentBooks, PspResult, Quarantined, Transition,
 };
 
+/// What counts is the effect, not the mark that it was taken.
+const APPLIED: &str = "SELECT count(DISTINCT event_id) FROM payments.payment_order_transitions";
+
 /// The two databases.
 #[derive(Clone, Debug)]
 pub struct Databases {
@@ -119,16 +122,24 @@ impl Databases {
         unpublished(&self.executor, before).await
     }
 
-    /// Calls to the PSP that were begun before this moment and have not ended.
-    pub async fn open_calls(&self, before: OffsetDateTime) -> Result<i64> {
+    /// Calls to the PSP that were begun between these moments and have not ended.
+    pub async fn open_calls(&self, since: OffsetDateTime, before: OffsetDateTime) -> Result<i64> {
         sqlx::query_scalar(
-            "SELECT count(*) FROM executor.psp_attempts AS a JOIN executor.inbox AS i USING (payment_order_id) \
-             WHERE a.status = 'STARTED' AND i.state = 'IN_FLIGHT' AND a.started_at < $1 AND i.lease_until > $1",
+            "SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED' AND started_at >= $1 AND started_at < $2",
         )
+        .bind(since)
         .bind(before)
         .fetch_one(&self.executor)
         .await
         .context("count the calls in flight")
+    }
+
+    /// Result events written before this moment that are not applied, if some are in a transaction that is open now; else 0.
+    pub async fn being_applied(&self, before: OffsetDateTime) -> Result<i64> {
+        // Held until the transaction that marks events as taken has ended.
+        let open = "SELECT count(*) FROM pg_locks WHERE relation = 'payments.processed_events'::regclass \
+                    AND mode = 'RowExclusiveLock' AND granted";
+        if count(&self.payments, open).await? == 0 { Ok(0) } else { self.unapplied(before).await }
     }
 
     /// Result events written before this moment that are not applied.
@@ -138,7 +149,7 @@ impl Databases {
             .fetch_one(&self.executor)
             .await
             .context("count the result events")?;
-        let applied = count(&self.payments, "SELECT count(*) FROM payments.processed_events").await?;
+        let applied = count(&self.payments, APPLIED).await?;
         Ok((written - applied).max(0))
     }
 
@@ -154,7 +165,7 @@ impl Databases {
     /// Whether about all of it has arrived on the other side. Events overtake each other across keys, so that this can be some
     /// events early.
     pub async fn arrived(&self, written: Written) -> Result<bool> {
-        let applied = count(&self.payments, "SELECT count(*) FROM payments.processed_events").await?;
+        let applied = count(&self.payments, APPLIED).await?;
         let taken_in = count(&self.executor, "SELECT count(*) FROM executor.inbox").await?;
         Ok(applied >= written.results && taken_in >= written.requests)
     }

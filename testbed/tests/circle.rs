@@ -6,7 +6,7 @@ use testbed::stack::Stack;
 #[tokio::test]
 async fn payments_survive_a_kill_of_the_relay_that_leads() {
     let stack = Stack::get().await.unwrap();
-    let demo = Demo { payments: 60, rate: 30.0, kills: 1, seed: 7, keep: false };
+    let demo = Demo { payments: 60, rate: 30.0, kills: 1, seed: 7, stall_broker: false, keep: false };
     let outcome = perform(&demo, &stack).await.unwrap();
     let report = outcome.report;
     assert_eq!(report.broken, Vec::<String>::new(), "{:?}\n{}", outcome.kept, report.table);

@@ -37,7 +37,7 @@ async fn settled(circle: &Circle, payment: &str) -> String {
         if ["SUCCESSFUL", "FAILED", "NEEDS_REVIEW"].contains(&status) {
             return status.to_owned();
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "{payment} is not settled: {body}");
+        assert!(begun.elapsed() < Duration::from_mins(1), "{payment} is not settled: {body}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,14 +1,78 @@
 //! A result and its event: both or neither.
 
+use std::{sync::Arc, time::Duration};
+
+use executor::record::{Finding, Outcome, Recorded, Source, State, record};
+use schema::psp_result_update::{PspResultUpdateEvent, PspStatus};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
 use crate::setup::World;
 
-#[tokio::test]
+fn finding(id: Uuid, status: PspStatus, reference: &str, claim: Option<Uuid>) -> Finding {
+    let result = PspResultUpdateEvent {
+        payment_order_id: id,
+        psp_status: status,
+        psp_reference: Some(reference.to_owned()),
+        event_time: OffsetDateTime::now_utc(),
+        error_code: None,
+        error_message: None,
+    };
+    let (source, outcome) = (Source::Resolver, Outcome::Result(result));
+    Finding { payment_order_id: id, source, claim, finished: None, outcome, event_id: Uuid::now_v7() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_agrees_is_one_event_and_what_contradicts_is_never_hidden() {
+    let world = World::new("evidence").await;
+    let id = Uuid::new_v4();
+    // Somebody else holds it: the evidence of a lost claim counts all the same.
+    sqlx::query(
+        "INSERT INTO executor.inbox (payment_order_id, psp, amount_minor, currency, payment_method, merchant_reference, expires_at,
+                                     traceparent, state, claimed_by, lease_until)
+         VALUES ($1, 'STRIPE', 1, 'EUR', 'pm_card_visa', 'm', now(), 'none', 'IN_FLIGHT', gen_random_uuid(), now() + interval '1 h')",
+    )
+    .bind(id)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    let service = sqlx::PgPool::connect(&world.database.url("executor")).await.unwrap();
+    let ladder: Arc<[Duration]> = vec![Duration::from_secs(1)].into();
+    let say =
+        async |findings: Vec<Finding>| record(service.clone(), Arc::clone(&ladder), findings).await.unwrap();
+    let stale = Some(Uuid::new_v4());
+    let states =
+        |recorded: &[Recorded]| recorded.iter().map(|r| (r.event.is_some(), r.state)).collect::<Vec<_>>();
+
+    let unknown = say(vec![finding(id, PspStatus::Unknown, "pi_1", stale)]).await;
+    assert_eq!(states(&unknown), [(true, State::InFlight)], "recorded, and the claim of the other stays");
+    // Twice in one batch, and by many at once.
+    let success = || finding(id, PspStatus::Successful, "pi_1", stale);
+    let twice = say(vec![success(), success()]).await;
+    assert_eq!(states(&twice), [(true, State::Settled), (false, State::Settled)]);
+    let many = futures::future::join_all((0..8).map(|_| say(vec![success()]))).await;
+    assert!(many.iter().flatten().all(|recorded| recorded.event.is_none()));
+    let second = say(vec![
+        finding(id, PspStatus::Successful, "pi_2", None),
+        finding(id, PspStatus::Failed, "pi_1", None),
+    ])
+    .await;
+    assert_eq!(states(&second), [(true, State::Settled), (true, State::Settled)]);
+    let late = say(vec![finding(id, PspStatus::Pending, "pi_1", None)]).await;
+    assert_eq!(states(&late), [(true, State::Settled)]);
+    let said: Vec<_> =
+        world.events(id).await.into_iter().map(|(_, payload, _)| payload["pspStatus"].to_string()).collect();
+    assert_eq!(said, ["\"UNKNOWN\"", "\"SUCCESSFUL\"", "\"SUCCESSFUL\"", "\"FAILED\"", "\"PENDING\""]);
+    assert_eq!(world.results(id).await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_result_whose_event_cannot_be_written_is_not_written_either() {
     let world = World::new("atomic").await;
     let revoke =
         "REVOKE EXECUTE ON FUNCTION outbox.append(text, text, jsonb, text, text, uuid) FROM executor";
     sqlx::query(revoke).execute(&world.pool).await.unwrap();
-    let running = world.start(&["--lease=2500ms"]);
+    let running = world.start(&["--psp-timeout=1s", "--lease=2500ms"]);
     let id = world.request("pm_card_visa").await;
     // The PSP has charged, and nothing of it can be recorded.
     world.wait_for_count("SELECT count(*) FROM executor.psp_attempts WHERE operation = 'CONFIRM'", 1).await;
@@ -26,7 +90,7 @@ async fn a_result_whose_event_cannot_be_written_is_not_written_either() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn results_can_only_be_added_and_only_through_their_role() {
     let world = World::new("append_only").await;
     let running = world.start(&[]);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::setup::{World, request};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn two_executors_never_make_the_same_call() {
     let world = World::new("two").await;
     let (first, second) = (world.start(&[]), world.start(&[]));
@@ -20,7 +20,7 @@ async fn two_executors_never_make_the_same_call() {
     second.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn one_stops_in_the_middle_and_another_goes_on_without_waiting_for_a_lease() {
     let world = World::new("handover").await;
     let first = world.start(&["--lease=1m", "--concurrency=4"]);
@@ -35,10 +35,10 @@ async fn one_stops_in_the_middle_and_another_goes_on_without_waiting_for_a_lease
     second.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn no_transaction_is_open_while_the_psp_is_called() {
     let world = World::new("no_transaction").await;
-    let running = world.start(&["--psp-timeout=3s", "--lease=6s"]);
+    let running = world.start(&["--psp-timeout=6s"]);
     let events: Vec<_> = (0..20).map(|_| request("pm_sim_timeout_before_charge")).collect();
     world.send_all(&events).await;
     let stalled =

@@ -10,10 +10,10 @@ use time::OffsetDateTime;
 
 use crate::setup::{World, request};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_are_settled_by_asking_with_exactly_one_charge() {
     let world = World::new("lost_answers").await;
-    let running = world.start(&[]);
+    let running = world.start(&["--psp-timeout=1s"]);
     let methods = [
         "pm_sim_timeout_after_charge",
         "pm_sim_error_after_charge",
@@ -88,7 +88,7 @@ fn stripe(world: &World) -> (Arc<Stripe>, impl Fn(&PaymentOrderRequestedEvent) -
     (Arc::new(stripe), order)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_the_psp_is_asked_wherever_it_happened() {
     let world = World::new("crashes").await;
     let (stripe, order) = stripe(&world);
@@ -131,7 +131,7 @@ async fn after_a_crash_the_psp_is_asked_wherever_it_happened() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_too_old_is_never_begun() {
     let world = World::new("expired").await;
     let running = world.start(&[]);
@@ -148,7 +148,7 @@ async fn a_request_that_is_too_old_is_never_begun() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_was_created_in_time_but_not_confirmed_is_cancelled_when_it_is_too_late() {
     let world = World::new("too_late").await;
     let (stripe, order) = stripe(&world);
@@ -169,7 +169,7 @@ async fn one_that_was_created_in_time_but_not_confirmed_is_cancelled_when_it_is_
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn after_the_psp_may_have_forgotten_the_key_nothing_is_sent_again() {
     let world = World::new("forgotten").await;
     let event = request("pm_card_visa");
@@ -187,7 +187,7 @@ async fn after_the_psp_may_have_forgotten_the_key_nothing_is_sent_again() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_ladder_ends_in_review_and_never_in_failure() {
     let world = World::new("ladder").await;
     let event = request("pm_card_visa");
@@ -203,7 +203,7 @@ async fn the_ladder_ends_in_review_and_never_in_failure() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_psp_that_is_not_there_is_tried_again_with_the_same_key() {
     let world = World::new("psp_down").await;
     let port = testbed::stack::free_port().unwrap();

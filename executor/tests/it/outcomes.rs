@@ -5,7 +5,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::setup::{World, request};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_payment_succeeds_and_its_event_continues_the_trace() {
     let world = World::new("success").await;
     let running = world.start(&[]);
@@ -42,7 +42,7 @@ async fn a_payment_succeeds_and_its_event_continues_the_trace() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn each_decline_fails_with_its_code_and_is_cancelled_at_the_psp_first() {
     let world = World::new("declines").await;
     let running = world.start(&[]);
@@ -72,7 +72,7 @@ async fn each_decline_fails_with_its_code_and_is_cancelled_at_the_psp_first() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_psp_does_not_accept_fails_without_a_payment() {
     let world = World::new("refused").await;
     let running = world.start(&[]);

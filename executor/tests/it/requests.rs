@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::setup::{World, request};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_comes_twice_is_carried_out_once() {
     let world = World::new("duplicates").await;
     let event = request("pm_card_visa");
@@ -26,7 +26,7 @@ async fn a_request_that_comes_twice_is_carried_out_once() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_a_request_is_set_aside_and_holds_nobody_up() {
     let world = World::new("quarantine").await;
     let running = world.start(&[]);
@@ -71,7 +71,7 @@ async fn what_is_not_a_request_is_set_aside_and_holds_nobody_up() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn offsets_follow_the_database_and_reading_again_changes_nothing() {
     let world = World::new("offsets").await;
     let events: Vec<_> = (0..60).map(|_| request("pm_card_visa")).collect();
@@ -93,7 +93,7 @@ async fn offsets_follow_the_database_and_reading_again_changes_nothing() {
     assert_eq!(world.count("SELECT count(*) FROM outbox.events").await, 62);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_away_is_waited_for_and_nothing_is_lost() {
     let postgres = testbed::stack::Postgres::private("executor-away").await.unwrap();
     let mut world = World::new("away").await;
@@ -113,7 +113,7 @@ async fn a_database_that_is_away_is_waited_for_and_nothing_is_lost() {
     running.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_away_is_waited_for_and_nothing_is_set_aside() {
     let registry = testbed::stack::Registry::private("executor-away").await.unwrap();
     let mut world = World::new("registry").await;

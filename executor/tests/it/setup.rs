@@ -103,7 +103,7 @@ impl World {
             "--admin-listen=127.0.0.1:0".to_owned(),
             format!("--stripe-base-url={}", self.psp_url),
             "--stripe-secret-key=sk_test_executor".to_owned(),
-            "--psp-timeout=1s".to_owned(),
+            "--psp-timeout=5s".to_owned(),
             "--resolve-after=200ms".to_owned(),
             "--resolve-then=500ms,500ms,1s,1s,1s,2s,2s,2s".to_owned(),
         ];
@@ -246,7 +246,7 @@ impl World {
     /// The events of an order in the outbox, in order.
     pub(crate) async fn events(&self, id: Uuid) -> Vec<(Uuid, Value, String)> {
         sqlx::query_as(
-            "SELECT event_id, payload, traceparent FROM outbox.events WHERE aggregate_id = $1 ORDER BY id",
+            "SELECT event_id, payload, coalesce(traceparent, '') FROM outbox.events WHERE aggregate_id = $1 ORDER BY id",
         )
         .bind(id.to_string())
         .fetch_all(&self.pool)

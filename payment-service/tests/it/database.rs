@@ -4,7 +4,8 @@ use crate::world::{TRANSITIONS, World, result};
 
 async fn refused(connection: &mut PgConnection, sql: &str, codes: &[&str]) {
     let error = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(connection).await.expect_err(sql);
-    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+    let code =
+        error.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default().into_owned();
     assert!(codes.contains(&code.as_str()), "{sql}: {error}");
 }
 

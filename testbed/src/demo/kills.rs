@@ -7,12 +7,15 @@
 //!                       SIGKILL ─▶ standby leads (relay) ─▶ started again, ready ─▶ backlog through: the window closes
 //! ```
 //! The victim is asked nothing: while it stands still, the databases say what had been begun before it was stopped and is not
-//! finished. That is what it takes with it.
+//! finished. That is what it takes with it. Moments are chosen where a wrong order of steps shows: the payment service dies within
+//! a transaction that applies results, the executor within calls to the PSP, a relay with records that the broker has not
+//! acknowledged. For the last the broker has to stand still for a moment too: usually it is too quick to be caught.
 
 use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,10 +25,14 @@ use super::{Demo, Window};
 use crate::circle::Circle;
 use crate::load::Random;
 use crate::processes::Service;
+use crate::stack::Identity;
 use crate::store::Databases;
 
 /// For something to be in flight.
 const OCCASION_LIMIT: Duration = Duration::from_secs(5);
+/// What is under way to a broker that stands still is enough for a kill when it is so many events, or after so long.
+const STALL_EVENTS: i64 = 30;
+const STALL_LIMIT: Duration = Duration::from_millis(400);
 /// For a standby to lead.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(20);
 /// For the backlog to be through. It is not the promise (that everything settles), but where the measure of the lag begins again.
@@ -46,8 +53,8 @@ enum Turn {
 /// Relay leader, executor, payment service; the relays of the two outboxes alternate.
 fn turn(number: usize) -> Turn {
     match number % 6 {
-        0 => Turn::ResultRelay,
-        3 => Turn::RequestRelay,
+        0 => Turn::RequestRelay,
+        3 => Turn::ResultRelay,
         1 | 4 => Turn::Executor,
         _ => Turn::PaymentService,
     }
@@ -94,19 +101,20 @@ impl fmt::Display for Kill {
 /// Carries out the kills of a run. One for which there is no occasion any more is left out: the report counts.
 pub(super) async fn carry_out(
     demo: &Demo,
-    circle: &Circle,
-    databases: &Databases,
     scene: &Scene<'_>,
+    circle: &Circle,
+    broker: Option<Identity>,
 ) -> Result<Vec<Kill>> {
+    let databases = scene.databases();
     let begun = Instant::now();
+    let mut killer = Killer { circle, databases, broker, executor_since: OffsetDateTime::now_utc() };
     let mut kills = Vec::new();
     let mut recoveries = JoinSet::new();
     for (number, due) in schedule(demo).into_iter().enumerate() {
         tokio::time::sleep_until(begun + due).await;
-        let Some(kill) = carry_out_one(turn(number), circle, databases, begun).await? else { continue };
+        let Some(kill) = killer.one(turn(number), begun).await? else { continue };
         scene.killed(&kill);
-        let databases = databases.clone();
-        let index = kills.len();
+        let (index, databases) = (kills.len(), databases.clone());
         recoveries.spawn(async move { (index, until_caught_up(&databases).await) });
         kills.push(kill);
     }
@@ -131,35 +139,100 @@ fn schedule(demo: &Demo) -> Vec<Duration> {
         .collect()
 }
 
-async fn carry_out_one(
-    turn: Turn,
-    circle: &Circle,
-    databases: &Databases,
-    begun: Instant,
-) -> Result<Option<Kill>> {
-    let looking_since = Instant::now();
-    while looking_since.elapsed() < OCCASION_LIMIT {
-        if let Some(victim) = victim(turn, circle).await {
-            let from = OffsetDateTime::now_utc();
-            let in_flight = kill_if_busy(turn, victim, databases, from).await?;
-            if in_flight > 0 {
-                let (killed_at, after) = (Instant::now(), begun.elapsed());
-                let successor = bring_back(turn, victim, circle).await?;
-                let back_after = successor.as_ref().map_or_else(|| killed_at.elapsed(), |(_, after)| *after);
-                return Ok(Some(Kill {
-                    victim: victim.name().to_owned(),
-                    in_flight,
-                    of_what: of_what(turn),
-                    after,
-                    back_after,
-                    successor: successor.map(|(name, _)| name),
-                    window: Window { from, to: OffsetDateTime::now_utc() },
-                }));
+struct Killer<'a> {
+    circle: &'a Circle,
+    databases: &'a Databases,
+    /// Given if it may be made to stand still.
+    broker: Option<Identity>,
+    /// Calls to the PSP that were begun before died with the executor before this one.
+    executor_since: OffsetDateTime,
+}
+
+impl Killer<'_> {
+    async fn one(&mut self, turn: Turn, begun: Instant) -> Result<Option<Kill>> {
+        let looking_since = Instant::now();
+        while looking_since.elapsed() < OCCASION_LIMIT {
+            if let Some(victim) = victim(turn, self.circle).await {
+                let from = OffsetDateTime::now_utc();
+                let in_flight = self.kill_if_busy(turn, victim).await?;
+                if in_flight > 0 {
+                    let (killed_at, after) = (Instant::now(), begun.elapsed());
+                    let successor = bring_back(turn, victim, self.circle).await?;
+                    if turn == Turn::Executor {
+                        self.executor_since = from;
+                    }
+                    let back_after =
+                        successor.as_ref().map_or_else(|| killed_at.elapsed(), |(_, after)| *after);
+                    return Ok(Some(Kill {
+                        victim: victim.name().to_owned(),
+                        in_flight,
+                        of_what: of_what(turn),
+                        after,
+                        back_after,
+                        successor: successor.map(|(name, _)| name),
+                        window: Window { from, to: OffsetDateTime::now_utc() },
+                    }));
+                }
             }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        Ok(None)
     }
-    Ok(None)
+
+    /// Stops the victim; kills it if it has something in its hands, else lets it go on. Says how much that was.
+    async fn kill_if_busy(&self, turn: Turn, victim: &Service) -> Result<i64> {
+        let _stall = self.stall(turn).await?;
+        let before = OffsetDateTime::now_utc();
+        victim.pause()?;
+        let in_flight = self.in_flight(turn, before).await;
+        match in_flight {
+            Ok(1..) => victim.kill(),
+            Ok(_) | Err(_) => victim.resume()?,
+        }
+        in_flight
+    }
+
+    /// What was begun before this moment and is not finished.
+    async fn in_flight(&self, turn: Turn, before: OffsetDateTime) -> Result<i64> {
+        match turn {
+            Turn::RequestRelay => self.databases.unpublished_requests(before).await,
+            Turn::ResultRelay => self.databases.unpublished_results(before).await,
+            Turn::Executor => self.databases.open_calls(self.executor_since, before).await,
+            Turn::PaymentService => self.databases.being_applied(before).await,
+        }
+    }
+
+    /// For a relay: makes the broker stand still, and waits until something is under way to it.
+    async fn stall(&self, turn: Turn) -> Result<Option<Stall>> {
+        let Some(broker) = self.broker.filter(|_| matches!(turn, Turn::RequestRelay | Turn::ResultRelay))
+        else {
+            return Ok(None);
+        };
+        let stall = Stall::begin(broker);
+        let begun = Instant::now();
+        while begun.elapsed() < STALL_LIMIT
+            && self.in_flight(turn, OffsetDateTime::now_utc()).await? < STALL_EVENTS
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(Some(stall))
+    }
+}
+
+/// The broker stands still as long as this lives.
+struct Stall(Identity);
+
+impl Stall {
+    fn begin(broker: Identity) -> Stall {
+        broker.signal(Signal::STOP);
+        Stall(broker)
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
+    }
 }
 
 /// The process to kill: of relays, the one that leads. None while nobody does.
@@ -182,32 +255,11 @@ async fn leader(relays: &[Service]) -> Option<&Service> {
     None
 }
 
-/// Stops the victim; kills it if it has something in its hands, else lets it go on. Says how much that was.
-async fn kill_if_busy(
-    turn: Turn,
-    victim: &Service,
-    databases: &Databases,
-    before: OffsetDateTime,
-) -> Result<i64> {
-    victim.pause()?;
-    let in_flight = match turn {
-        Turn::ResultRelay => databases.unpublished_results(before).await,
-        Turn::RequestRelay => databases.unpublished_requests(before).await,
-        Turn::Executor => databases.open_calls(before).await,
-        Turn::PaymentService => databases.unapplied(before).await,
-    };
-    match in_flight {
-        Ok(1..) => victim.kill(),
-        Ok(_) | Err(_) => victim.resume()?,
-    }
-    in_flight
-}
-
 fn of_what(turn: Turn) -> &'static str {
     match turn {
-        Turn::ResultRelay | Turn::RequestRelay => "events not yet saved as published",
-        Turn::Executor => "calls to the PSP open",
-        Turn::PaymentService => "results not yet applied",
+        Turn::ResultRelay | Turn::RequestRelay => "events not yet published",
+        Turn::Executor => "open calls to the PSP",
+        Turn::PaymentService => "results not yet applied, some in an open transaction",
     }
 }
 
@@ -251,13 +303,14 @@ mod tests {
     fn everybody_has_a_turn_and_the_relays_of_both_outboxes_alternate() {
         use Turn::{Executor, PaymentService, RequestRelay, ResultRelay};
         let turns: Vec<Turn> = (0..9).map(turn).collect();
-        let round = [ResultRelay, Executor, PaymentService, RequestRelay, Executor, PaymentService];
+        let round = [RequestRelay, Executor, PaymentService, ResultRelay, Executor, PaymentService];
         assert_eq!(turns, [&round[..], &round[..3]].concat());
     }
 
     #[test]
     fn kills_are_spread_over_the_load_at_moments_of_the_seed() {
-        let demo = |seed| Demo { payments: 2_000, rate: 200.0, kills: 9, seed, keep: false };
+        let demo =
+            |seed| Demo { payments: 2_000, rate: 200.0, kills: 9, seed, stall_broker: true, keep: false };
         let due = schedule(&demo(1));
         assert_eq!(due, schedule(&demo(1)));
         assert_ne!(due, schedule(&demo(2)));

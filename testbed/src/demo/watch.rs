@@ -44,6 +44,10 @@ impl<'a> Scene<'a> {
         }
     }
 
+    pub(super) fn databases(&self) -> &'a Databases {
+        self.databases
+    }
+
     pub(super) fn load_has_ended(&self) {
         self.load_has_ended.store(true, Ordering::Relaxed);
     }

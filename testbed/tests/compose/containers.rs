@@ -116,6 +116,20 @@ fn containers_are_hardened(compose: &Value) -> Vec<String> {
     problems
 }
 
+/// Where nobody builds it, or somebody would ask a registry for it, it is missing or not ours.
+fn one_builds_the_image(compose: &Value) -> Vec<String> {
+    let ours: Vec<Service> = services(compose).into_iter().filter(Service::is_ours).collect();
+    let builds =
+        |service: &&Service| service.value["build"].is_object() && service.text("pull_policy") == "build";
+    let mut problems = Vec::new();
+    if ours.iter().filter(builds).count() != 1 {
+        problems.push("not exactly one service builds the image".to_owned());
+    }
+    let others = ours.iter().filter(|service| !builds(service) && service.text("pull_policy") != "never");
+    problems.extend(others.map(|service| format!("{}: pull_policy", service.name)));
+    problems
+}
+
 /// Names that a binary knows, from the attributes of its settings: `env = "NAME"`, `long = "name"`.
 fn settings(binary: &str, attribute: &str) -> BTreeSet<String> {
     let mut sources = read(&format!("{binary}/src/config.rs"));
@@ -202,6 +216,7 @@ fn compose_keeps_its_rules() {
     let compose = yaml(COMPOSE);
     for rule in [
         images_are_pinned,
+        one_builds_the_image,
         ports_are_local,
         mounts_exist,
         dependencies_exist,
@@ -226,6 +241,14 @@ fn a_fault_in_compose_is_found() {
     };
     only(&images_are_pinned(&with("/services/kafka/image", json!("host:5000/apache/kafka"))), "kafka");
     only(&images_are_pinned(&with("/services/kafka/image", json!("apache/kafka:latest"))), "kafka");
+    only(
+        &one_builds_the_image(&with("/services/executor/pull_policy", Value::Null)),
+        "executor: pull_policy",
+    );
+    only(
+        &one_builds_the_image(&with("/services/psp-simulator/pull_policy", json!("never"))),
+        "not exactly one",
+    );
     only(&ports_are_local(&with("/services/kafka/ports", json!(["9092:9092"]))), "9092");
     only(&mounts_exist(&with("/services/kafka/volumes", json!(["./gone.yml:/x:ro"]))), "gone.yml");
     only(&mounts_exist(&with("/services/kafka/volumes", json!(["./Cargo.toml:/x"]))), "Cargo.toml");
