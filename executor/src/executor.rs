@@ -234,7 +234,7 @@ impl Executor {
             }
             let answer = psp.send(call, &claimed.order).await;
             self.observe(&claimed, &*psp, call, &answer);
-            let reference = answer.reference.clone().or(claimed.reference.take());
+            let reference = answer.reference.clone().or_else(|| claimed.reference.take());
             let expired = OffsetDateTime::now_utc() >= claimed.order.expires_at;
             let next = course::next(call.operation, &answer, &mut reason, expired);
             let obtained_at = answer.obtained_at;

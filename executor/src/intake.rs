@@ -63,7 +63,7 @@ pub struct Intake {
     ahead: Vec<OwnedMessage>,
     /// Next offset per partition, of what the database has.
     done: HashMap<(String, i32), i64>,
-    committed_at: Instant,
+    commit_at: Instant,
 }
 
 /// A record after decoding, with its original beside it.
@@ -95,8 +95,8 @@ impl Intake {
         let consumer: Consumer =
             kafka::finish(client, &config.kafka).create_with_context(Log).context("Kafka consumer")?;
         consumer.subscribe(&[&config.requests_topic]).context("subscription")?;
-        let (ahead, done, committed_at) = (vec![], HashMap::new(), Instant::now());
-        Ok(Self { consumer, decoder, pool, psps, metrics, wake, shutdown, ahead, done, committed_at })
+        let (ahead, done, commit_at) = (vec![], HashMap::new(), Instant::now());
+        Ok(Self { consumer, decoder, pool, psps, metrics, wake, shutdown, ahead, done, commit_at })
     }
 
     /// Takes requests in until asked to stop.
@@ -108,7 +108,7 @@ impl Intake {
             }
             self.commit(CommitMode::Async);
         }
-        self.committed_at = Instant::now() - COMMIT_EVERY;
+        self.commit_at = Instant::now();
         // The last commit waits for the broker's answer, for which this thread may block.
         tokio::task::spawn_blocking(move || {
             self.commit(CommitMode::Sync);
@@ -256,7 +256,7 @@ impl Intake {
 
     /// Commits the offsets of what is in the database, if it is time.
     fn commit(&mut self, mode: CommitMode) {
-        if self.done.is_empty() || self.committed_at.elapsed() < COMMIT_EVERY {
+        if self.done.is_empty() || Instant::now() < self.commit_at {
             return;
         }
         let mut offsets = TopicPartitionList::new();
@@ -265,7 +265,7 @@ impl Intake {
                 tracing::warn!(%error, topic, partition, "offset");
             }
         }
-        self.committed_at = Instant::now();
+        self.commit_at = Instant::now() + COMMIT_EVERY;
         if let Err(error) = self.consumer.commit(&offsets, mode) {
             // Whoever owns the partition then reads these records again, and finds them known.
             tracing::info!(%error, "offsets were not committed");

@@ -241,12 +241,17 @@ impl Snapshot {
 
 impl Method {
     pub(crate) fn body(&self) -> Value {
+        let mut card = self.card();
+        card["display_brand"] = "visa".into();
+        card["generated_from"] = Value::Null;
+        card["networks"] = json!({ "available": ["visa"], "preferred": null });
+        card["three_d_secure_usage"] = json!({ "supported": true });
         json!({
             "id": &*self.id,
             "object": "payment_method",
             "allow_redisplay": "unspecified",
             "billing_details": billing_details(),
-            "card": self.card(),
+            "card": card,
             "created": self.created,
             "customer": null,
             "livemode": false,
@@ -260,15 +265,11 @@ impl Method {
             "brand": "visa",
             "checks": { "address_line1_check": null, "address_postal_code_check": null, "cvc_check": null },
             "country": "US",
-            "display_brand": "visa",
             "exp_month": 12,
             "exp_year": 2034,
             "fingerprint": "Xt5EWLLDS7FJjR1c",
             "funding": "credit",
-            "generated_from": null,
             "last4": self.test.last4,
-            "networks": { "available": ["visa"], "preferred": null },
-            "three_d_secure_usage": { "supported": true },
             "wallet": null,
         })
     }

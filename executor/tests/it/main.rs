@@ -1,5 +1,7 @@
 //! The executor against a real database, a real topic and a PSP that speaks Stripe's protocol.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
 mod atomicity;
 mod claims;
 mod doubt;

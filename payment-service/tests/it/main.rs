@@ -5,4 +5,5 @@ mod api;
 mod consumer;
 mod database;
 mod process;
+mod quarantine;
 mod world;

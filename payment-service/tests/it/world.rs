@@ -345,3 +345,14 @@ pub(crate) fn result(order: Uuid, status: &'static str) -> Result_ {
 pub(crate) fn order_body() -> Json {
     json!({"amount_minor": 1234, "currency": "EUR", "payment_method": "pm_card_visa", "merchant_reference": "order 1"})
 }
+
+/// A history as it is expected.
+pub(crate) fn applied(states: &[(&str, &str)]) -> Vec<(String, String)> {
+    states.iter().map(|(state, decision)| ((*state).to_owned(), (*decision).to_owned())).collect()
+}
+
+pub(crate) fn with(event: Result_, change: impl FnOnce(&mut Result_)) -> Result_ {
+    let mut event = event;
+    change(&mut event);
+    event
+}

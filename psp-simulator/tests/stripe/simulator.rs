@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Long enough for a few requests meanwhile, also on a busy machine.
 pub(crate) const SLOW: Duration = Duration::from_millis(1500);
 /// What a client waits before it calls the outcome unknown.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Simulator {
     pub(crate) base: String,
