@@ -64,6 +64,8 @@ pub struct Intake {
     /// Next offset per partition, of what the database has.
     done: HashMap<(String, i32), i64>,
     commit_at: Instant,
+    /// What the client complained of last.
+    trouble: Option<KafkaError>,
 }
 
 /// A record after decoding, with its original beside it.
@@ -87,16 +89,21 @@ impl Intake {
             .set("enable.auto.offset.store", "false")
             // A group without offsets takes everything; what was taken in before is known by its id.
             .set("auto.offset.reset", "earliest")
+            // A topic that is made after the start is found within seconds.
+            .set("topic.metadata.refresh.interval.ms", "5000")
             .set("session.timeout.ms", "10000")
             .set("heartbeat.interval.ms", "1000")
             .set("fetch.wait.max.ms", "100")
             .set("queued.max.messages.kbytes", "16384")
-            .set_log_level(RDKafkaLogLevel::Warning);
+            .set_log_level(RDKafkaLogLevel::Warning)
+            // A consumer has none, and librdkafka would say so in the log.
+            .remove("partitioner");
         let consumer: Consumer =
             kafka::finish(client, &config.kafka).create_with_context(Log).context("Kafka consumer")?;
         consumer.subscribe(&[&config.requests_topic]).context("subscription")?;
         let (ahead, done, commit_at) = (vec![], HashMap::new(), Instant::now());
-        Ok(Self { consumer, decoder, pool, psps, metrics, wake, shutdown, ahead, done, commit_at })
+        let trouble = None;
+        Ok(Self { consumer, decoder, pool, psps, metrics, wake, shutdown, ahead, done, commit_at, trouble })
     }
 
     /// Takes requests in until asked to stop.
@@ -126,11 +133,15 @@ impl Intake {
             tokio::select! {
                 () = self.shutdown.wait() => return None,
                 received = self.consumer.recv() => match received {
-                    Ok(message) => batch.push(message.detach()),
-                    Err(error) => {
-                        tracing::warn!(%error, "the topic could not be read");
-                        self.shutdown.sleep(Duration::from_millis(200)).await;
+                    Ok(message) => {
+                        batch.push(message.detach());
+                        self.trouble = None;
                     }
+                    Err(error @ KafkaError::MessageConsumptionFatal(_)) => {
+                        tracing::error!(%error, "the Kafka client failed for good");
+                        return None;
+                    }
+                    Err(error) => self.troubled(error),
                 },
                 () = tokio::time::sleep(commit_due) => self.commit(CommitMode::Async),
             }
@@ -144,6 +155,15 @@ impl Intake {
             batch.push(message.detach());
         }
         Some(batch)
+    }
+
+    /// The client goes on by itself, and reports the same trouble many times a second while brokers are away: said once, and never
+    /// waited for, or the reports would queue up before the records that follow them.
+    fn troubled(&mut self, error: KafkaError) {
+        if self.trouble.as_ref() != Some(&error) {
+            tracing::warn!(%error, "the topic could not be read");
+            self.trouble = Some(error);
+        }
     }
 
     /// Decodes and checks; None at the end.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -23,7 +24,7 @@ use crate::idempotency::{Begin, MAX_KEY_LENGTH, Ticket};
 use crate::params::{Cancel, Confirm, Create, List, Retrieve};
 use crate::payment_intents::{Outcome, Pending};
 use crate::server::Withheld;
-use crate::{World, ids, now};
+use crate::{World, ids, metrics, now};
 
 const MAX_BODY_BYTES: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,8 +65,10 @@ pub(crate) fn router(world: Arc<World>) -> Router {
         .route("/v1/payment_intents/{id}/cancel", cancel.fallback(unrecognized))
         .route("/simulator/ledger", get(ledger))
         .route("/simulator/ledger/summary", get(summary))
+        .route("/metrics", get(async |State(world): Shared| world.metrics.scrape(&world.ledger.summary())))
         .route("/livez", get(async || "ok\n"))
         .fallback(unrecognized)
+        .layer(from_fn_with_state(world.metrics.clone(), metrics::count))
         .with_state(world)
 }
 

@@ -30,6 +30,7 @@ mod form;
 mod idempotency;
 mod ids;
 mod ledger;
+mod metrics;
 mod objects;
 mod params;
 mod payment_intents;
@@ -44,6 +45,7 @@ struct World {
     intents: payment_intents::PaymentIntents,
     idempotency: Arc<idempotency::Idempotency<api::Stored>>,
     ledger: ledger::Ledger,
+    metrics: metrics::Metrics,
     requests: Semaphore,
     /// Slow confirmations, which go on when their client has hung up.
     slow: TaskTracker,
@@ -51,17 +53,18 @@ struct World {
 }
 
 impl World {
-    fn new(config: Config, shutdown: CancellationToken) -> Self {
-        Self {
+    fn new(config: Config, shutdown: CancellationToken) -> anyhow::Result<Self> {
+        Ok(Self {
             intents: payment_intents::PaymentIntents::new(config.capacity),
             // A payment takes two keys (create, confirm), and a third if it is cancelled.
             idempotency: Arc::new(idempotency::Idempotency::new(config.capacity.saturating_mul(3))),
             ledger: ledger::Ledger::default(),
+            metrics: metrics::Metrics::new()?,
             requests: Semaphore::new(config.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             slow: TaskTracker::new(),
             shutdown,
             config,
-        }
+        })
     }
 }
 
@@ -69,7 +72,7 @@ impl World {
 pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let address = listener.local_addr().context("reading the bound address")?;
     tracing::info!(listening = %address, "psp-simulator is ready");
-    let world = Arc::new(World::new(config, shutdown.clone()));
+    let world = Arc::new(World::new(config, shutdown.clone())?);
     server::serve(listener, api::router(Arc::clone(&world)), shutdown).await;
     tracing::info!(charges = world.ledger.summary().charges, "psp-simulator has stopped");
     Ok(())

@@ -4,6 +4,10 @@
 //! - [`stack`]: PostgreSQL, Kafka and a schema registry, shared by all tests; or one of them alone, to be crashed.
 //! - [`processes`]: one of our binaries, to be started, killed, paused and asked.
 //! - [`circle`]: all of them together, from the API to the settled payment.
+//! - [`load`]: payments at a fixed rate, by a client that asks again until it has an answer.
+//! - [`oracle`]: compares what every witness says when all has come to rest, and reports each broken promise. [`topic`] and
+//!   [`store`] read for it.
+//! - [`demo`]: all of that together while processes are killed; [`report`] says what came of it.
 
 pub mod circle;
 pub mod demo;

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command line tool speaks on stdout")]
 
 mod run;
+mod signals;
 mod sql;
 
 use std::process::ExitCode;
@@ -11,7 +12,8 @@ use clap::{Parser, Subcommand};
 use testbed::demo::{self, Demo};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
-use tokio::signal::unix::{SignalKind, signal};
+
+use signals::Signals;
 
 /// Starts the real parts and our processes on this machine.
 #[derive(Debug, Parser)]
@@ -77,7 +79,13 @@ async fn main() -> ExitCode {
 
 async fn perform(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Up => print(&Stack::up().await?.0),
+        Command::Up => {
+            let mut signals = Signals::new()?;
+            tokio::select! {
+                up = Stack::up() => print(&up?.0),
+                () = signals.received() => return Ok(ExitCode::from(130)),
+            }
+        }
         Command::Down => stop().await?,
         Command::Clean => {
             stop().await?;
@@ -109,12 +117,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
 /// The last line on stdout is the verdict as JSON.
 async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
     // Asked for before anything starts, so that a Ctrl-C during the start does not leave half of it.
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
     let interrupted = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.received().await;
         eprintln!("\ntestbed: broken off; stopping what was started");
     };
     let Some(demo::Outcome { report, kept }) = demo::run(demo, interrupted).await? else {

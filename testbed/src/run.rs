@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use testbed::circle::{Circle, Options};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::signals::Signals;
 
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
@@ -21,7 +22,10 @@ pub(crate) async fn run() -> Result<()> {
         .context("one `run` is enough: a second one would share its databases and topics")?;
     // Asked for before anything starts, so that a Ctrl-C during the start does not leave half of it.
     let mut signals = Signals::new()?;
-    let (stack, started) = Stack::up().await?;
+    let (stack, started) = tokio::select! {
+        up = Stack::up() => up?,
+        () = signals.received() => return Ok(()),
+    };
     let outcome = serve(&home, &stack, &mut signals).await;
     if started {
         Stack::down().await?;
@@ -54,29 +58,6 @@ async fn trouble(stack: &Stack, circle: &Circle) -> Result<()> {
         }
         if let Some(service) = circle.services().find(|service| !service.running()) {
             bail!("{} has ended; its log is {}", service.name(), service.log().display());
-        }
-    }
-}
-
-/// Every way in which a terminal or an operator says: stop.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Signals> {
-        let [interrupt, terminate, hangup] =
-            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-        Ok(Signals { interrupt: interrupt?, terminate: terminate?, hangup: hangup? })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
         }
     }
 }

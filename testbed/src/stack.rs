@@ -15,11 +15,13 @@ mod daemon;
 mod databases;
 mod download;
 pub mod home;
+mod identity;
 mod java;
 mod kafka;
 mod part;
 mod ports;
 mod postgres;
+mod records;
 mod registry;
 
 use std::fs;
@@ -31,12 +33,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-pub use daemon::{Identity, Owner, tail};
+pub use daemon::tail;
 pub use databases::{OWNER, ROLES, Server, TestDatabase};
+pub use identity::Identity;
 pub use kafka::Kafka;
 pub(crate) use part::Part;
 pub use ports::free_port;
 pub use postgres::Postgres;
+pub use records::Owner;
 pub use registry::Registry;
 
 use download::{Parts, say};
@@ -83,11 +87,11 @@ impl Stack {
         let home = Home::locate()?;
         let _lock = home.lock("stack", LOCK_LIMIT).await?;
         if let Some(stack) = Stack::attach(&home).await? {
-            daemon::sweep(&home, false)?;
+            records::sweep(&home, false)?;
             stack.server().drop_spent().await?;
             return Ok((stack, false));
         }
-        daemon::sweep(&home, true)?;
+        records::sweep(&home, true)?;
         Ok((Stack::start(&home).await?, true))
     }
 
@@ -101,7 +105,7 @@ impl Stack {
         let home = Home::locate()?;
         let _lock = home.lock("stack", LOCK_LIMIT).await?;
         fs::remove_file(home.stack().join("state.json")).ok();
-        let ended = daemon::sweep(&home, true)?;
+        let ended = records::sweep(&home, true)?;
         // The logs stay, for whoever wants to know what went wrong.
         for data in ["postgres/data", "kafka/data", "registry/h2.mv.db"] {
             let path = home.stack().join(data);
@@ -162,7 +166,7 @@ impl Stack {
 
     /// Name and pid of every process of the testbed that runs, whoever started it.
     pub fn processes() -> Result<Vec<(String, i32)>> {
-        daemon::running(&Home::locate()?)
+        records::running(&Home::locate()?)
     }
 
     /// Reads the state and makes sure that it is true.
@@ -208,19 +212,13 @@ impl Stack {
             .context("empty the stack's folder")?;
         say("starting PostgreSQL, Kafka and the schema registry");
         let folders = ["postgres", "kafka", "registry"].map(|part| folder.join(part));
+        let mut unfinished = Unfinished { home, complete: false };
         let started = tokio::try_join!(
             Postgres::start(home, &parts, &folders[0], Owner::Stack, &[]),
             Kafka::start(home, &parts, &folders[1], Owner::Stack, parts.classes("kafka")),
             Registry::start(home, &parts, &folders[2], Owner::Stack, parts.classes("registry")),
         );
-        let (postgres, kafka, registry) = match started {
-            Ok(started) => started,
-            Err(error) => {
-                // What has started already must not stay alone.
-                daemon::sweep(home, true)?;
-                return Err(error.context("start the stack"));
-            }
-        };
+        let (postgres, kafka, registry) = started.context("start the stack")?;
         let state = State {
             token: Uuid::now_v7().simple().to_string(),
             postgres: Address { port: postgres.server().port, process: postgres.identity()? },
@@ -228,8 +226,23 @@ impl Stack {
             registry: Address { port: registry.port(), process: registry.identity()? },
         };
         state.write(&folder.join("state.json"))?;
+        unfinished.complete = true;
         say(&format!("ready after {:.1} s", begun.elapsed().as_secs_f64()));
         Ok(Stack { state, folder })
+    }
+}
+
+/// A start that fails, or that nobody waits for any more, takes back what it has started.
+struct Unfinished<'a> {
+    home: &'a Home,
+    complete: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.complete && records::sweep(self.home, true).is_err() {
+            say("a part of the stack may still run; `testbed down` ends it");
+        }
     }
 }
 

@@ -122,8 +122,12 @@ impl Databases {
         unpublished(&self.executor, before).await
     }
 
-    /// Calls to the PSP that were begun between these moments and have not ended.
+    /// Calls to the PSP that were begun between these moments and have not ended, if a transaction that records results is open
+    /// now; else 0.
     pub async fn open_calls(&self, since: OffsetDateTime, before: OffsetDateTime) -> Result<i64> {
+        if !in_transaction(&self.executor, "outbox.events").await? {
+            return Ok(0);
+        }
         sqlx::query_scalar(
             "SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED' AND started_at >= $1 AND started_at < $2",
         )
@@ -136,10 +140,11 @@ impl Databases {
 
     /// Result events written before this moment that are not applied, if some are in a transaction that is open now; else 0.
     pub async fn being_applied(&self, before: OffsetDateTime) -> Result<i64> {
-        // Held until the transaction that marks events as taken has ended.
-        let open = "SELECT count(*) FROM pg_locks WHERE relation = 'payments.processed_events'::regclass \
-                    AND mode = 'RowExclusiveLock' AND granted";
-        if count(&self.payments, open).await? == 0 { Ok(0) } else { self.unapplied(before).await }
+        if in_transaction(&self.payments, "payments.processed_events").await? {
+            self.unapplied(before).await
+        } else {
+            Ok(0)
+        }
     }
 
     /// Result events written before this moment that are not applied.
@@ -258,6 +263,17 @@ async fn unpublished(pool: &PgPool, before: OffsetDateTime) -> Result<i64> {
         .fetch_one(pool)
         .await
         .context("count the events that are not published")
+}
+
+/// Whether a transaction that has written to this table is open: its lock is held until the transaction has ended.
+async fn in_transaction(pool: &PgPool, table: &str) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::regclass AND mode = 'RowExclusiveLock' AND granted)",
+    )
+    .bind(table)
+    .fetch_one(pool)
+    .await
+    .with_context(|| format!("look for a transaction on {table}"))
 }
 
 async fn count(pool: &PgPool, sql: &'static str) -> Result<i64> {

@@ -55,7 +55,11 @@ async fn a_service_may_append_and_nothing_else() -> anyhow::Result<()> {
     ] {
         let mut connection = rig.connect(role).await?;
         let error = sqlx::query(statement).execute(&mut connection).await.unwrap_err();
-        let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .unwrap_or_default()
+            .into_owned();
         assert_eq!(code, "42501", "{role}: {statement}: {error}");
     }
     Ok(())
@@ -76,7 +80,7 @@ async fn append_refuses_what_could_not_be_published_reliably() -> anyhow::Result
         let mut service = rig.connect("executor").await?;
         let error = sqlx::raw_sql(statement).execute(&mut service).await.unwrap_err();
         assert_eq!(
-            error.as_database_error().and_then(|error| error.code()).as_deref(),
+            error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
             Some(code),
             "{statement}: {error}"
         );
@@ -105,7 +109,7 @@ async fn the_views_say_what_is_pending() -> anyhow::Result<()> {
     rig.append(&mut service, "k", 1).await?;
     rig.append(&mut service, "k", 2).await?;
     assert_eq!(sqlx::query_scalar::<_, i64>(pending).fetch_one(&mut operator).await?, 2, "before any relay");
-    let relay = rig.relay(rig.run_config()?);
+    let relay = Rig::relay(rig.run_config()?);
     rig.drained(Duration::from_secs(10)).await?;
     relay.stop().await?;
     rig.append(&mut service, "k", 3).await?;

@@ -16,10 +16,10 @@ async fn a_standby_waits_without_holding_a_snapshot_and_takes_over_when_the_lead
     let rig = Rig::new("standby").await?;
     let mut operator = rig.connect("postgres").await?;
     let mut service = rig.connect("executor").await?;
-    let first = rig.relay(rig.run_config()?);
+    let first = Rig::relay(rig.run_config()?);
     rig.append(&mut service, "k", 1).await?;
     rig.drained(Duration::from_secs(10)).await?;
-    let second = rig.relay(rig.run_config()?);
+    let second = Rig::relay(rig.run_config()?);
     tokio::time::sleep(Duration::from_millis(700)).await;
     let tokens: i64 = sqlx::query_scalar("SELECT count(DISTINCT leader_token) FROM outbox.batches")
         .fetch_one(&mut operator)
@@ -49,7 +49,7 @@ async fn a_standby_waits_without_holding_a_snapshot_and_takes_over_when_the_lead
 async fn a_leader_whose_number_is_taken_is_fenced_and_ends() -> anyhow::Result<()> {
     let rig = Rig::new("fenced").await?;
     let mut service = rig.connect("executor").await?;
-    let zombie = rig.relay(rig.run_config()?);
+    let zombie = Rig::relay(rig.run_config()?);
     rig.append(&mut service, "k", 1).await?;
     rig.drained(Duration::from_secs(10)).await?;
     // What a newer leader does first.
@@ -62,7 +62,7 @@ async fn a_leader_whose_number_is_taken_is_fenced_and_ends() -> anyhow::Result<(
         seq + 1,
         uuid::Uuid::now_v7(),
         &nothing_published(),
-        &Default::default(),
+        &store::PartitionOffsets::default(),
         &server,
     )
     .await?;
@@ -78,9 +78,26 @@ async fn a_number_can_be_saved_once() -> anyhow::Result<()> {
     let mut connection = rig.connect("relay").await?;
     let server = store::server_identity(&mut connection).await?;
     let mine = uuid::Uuid::now_v7();
-    store::save(&mut connection, "r", 1, mine, &nothing_published(), &Default::default(), &server).await?;
-    let again =
-        store::save(&mut connection, "r", 1, mine, &nothing_published(), &Default::default(), &server).await;
+    store::save(
+        &mut connection,
+        "r",
+        1,
+        mine,
+        &nothing_published(),
+        &store::PartitionOffsets::default(),
+        &server,
+    )
+    .await?;
+    let again = store::save(
+        &mut connection,
+        "r",
+        1,
+        mine,
+        &nothing_published(),
+        &store::PartitionOffsets::default(),
+        &server,
+    )
+    .await;
     assert!(matches!(again, Err(store::SaveError::Fenced(1))), "{again:?}");
     Ok(())
 }

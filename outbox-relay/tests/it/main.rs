@@ -1,4 +1,5 @@
 //! The relay against real PostgreSQL, Kafka and registry.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod commands;
 mod encoding;

@@ -29,7 +29,7 @@ async fn a_row_becomes_a_framed_record_with_cloudevents_and_trace_headers() -> a
         },
     )
     .await?;
-    let relay = rig.relay(rig.run_config()?);
+    let relay = Rig::relay(rig.run_config()?);
     rig.drained(Duration::from_secs(10)).await?;
     relay.stop().await?;
     let records = rig.records().await?;
@@ -64,7 +64,7 @@ async fn progress_is_saved_behind_the_records_and_a_restart_goes_on_from_there()
     let rig = Rig::new("restart").await?;
     let mut service = rig.connect("executor").await?;
     for round in 0..3 {
-        let relay = rig.relay(rig.run_config()?);
+        let relay = Rig::relay(rig.run_config()?);
         for step in 1..=50 {
             rig.append(&mut service, "k", round * 50 + step).await?;
         }
@@ -99,8 +99,8 @@ async fn a_backlog_larger_than_many_pages_is_drained_in_order() -> anyhow::Resul
     config.page_rows = 700;
     // A queue so small that it is full all the time: back-pressure, not loss.
     config.in_flight_max_kib = 64;
-    let relay = rig.relay(config);
-    rig.drained(Duration::from_secs(60)).await?;
+    let relay = Rig::relay(config);
+    rig.drained(Duration::from_mins(1)).await?;
     relay.stop().await?;
     let mut last = std::collections::BTreeMap::new();
     let records = rig.records().await?;
@@ -121,12 +121,12 @@ async fn a_registry_that_is_away_is_waited_for() -> anyhow::Result<()> {
     let rig = Rig::without_topic("noregistry").await?;
     let registry = Registry::private("relay-registry").await?;
     let mut setup = rig.setup_config()?;
-    setup.registry.schema_registry_url = registry.url().to_string();
+    setup.registry.schema_registry_url = registry.url();
     outbox_relay::commands::setup(&setup).await?;
     registry.kill9();
     let mut config = rig.run_config()?;
-    config.registry.schema_registry_url = registry.url().to_string();
-    let relay = rig.relay(config);
+    config.registry.schema_registry_url = registry.url();
+    let relay = Rig::relay(config);
     let mut service = rig.connect("executor").await?;
     rig.append(&mut service, "k", 1).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -149,7 +149,7 @@ async fn a_payload_that_does_not_fit_its_schema_is_never_published_half() -> any
     sqlx::query("SELECT outbox.append('Stepped', 'k', '{\"key\": \"k\", \"step\": \"two\"}')")
         .execute(&mut service)
         .await?;
-    let relay = rig.relay(rig.run_config()?);
+    let relay = Rig::relay(rig.run_config()?);
     eventually(Duration::from_secs(10), "the row before it is published", async || {
         Ok(!rig.records().await?.is_empty())
     })

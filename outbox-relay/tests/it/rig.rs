@@ -132,7 +132,7 @@ impl Rig {
     }
 
     /// Starts a relay in this process.
-    pub(crate) fn relay(&self, config: RunConfig) -> RunningRelay {
+    pub(crate) fn relay(config: RunConfig) -> RunningRelay {
         let shutdown = Shutdown::new();
         let task = tokio::spawn(outbox_relay::run(config, shutdown.clone()));
         RunningRelay { shutdown, task }
@@ -179,7 +179,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
+        drop(std::fs::remove_dir_all(&self.folder));
     }
 }
 
@@ -224,7 +224,7 @@ fn read_topic(bootstrap: &str, topic: &str) -> anyhow::Result<Vec<Record>> {
     let metadata = consumer.fetch_metadata(Some(topic), limit)?;
     let mut assignment = TopicPartitionList::new();
     let mut left = 0;
-    for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+    for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
         assignment.add_partition_offset(topic, partition.id(), Offset::Beginning)?;
         left += 1;
     }

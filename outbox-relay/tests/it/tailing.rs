@@ -55,7 +55,16 @@ async fn by_windows(rig: &Rig, seed: u64, done: &AtomicBool) -> anyhow::Result<(
             first_id: None,
             last_id: None,
         };
-        store::save(&mut connection, "relay", seq, token, &progress, &Default::default(), &server).await?;
+        store::save(
+            &mut connection,
+            "relay",
+            seq,
+            token,
+            &progress,
+            &store::PartitionOffsets::default(),
+            &server,
+        )
+        .await?;
         if dice.below(60) == 0 {
             cuts += 1;
             let mut other = rig.connect("relay").await?;
@@ -153,7 +162,7 @@ async fn every_committed_row_is_seen_once_in_order_per_key_where_the_usual_ways_
 async fn the_relay_publishes_every_committed_row_in_order_per_key_while_its_sessions_are_cut()
 -> anyhow::Result<()> {
     let rig = Rig::new("stress").await?;
-    let relay = rig.relay(rig.run_config()?);
+    let relay = Rig::relay(rig.run_config()?);
     let seed = u64::from(std::process::id()) + 1;
     let stop = Arc::new(AtomicBool::new(false));
     let cutting = async {
@@ -202,7 +211,7 @@ pub(crate) fn step_of(record: &[u8]) -> i64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_transaction_delays_nobody_and_is_published_when_it_commits() -> anyhow::Result<()> {
     let rig = Rig::new("long").await?;
-    let relay = rig.relay(rig.run_config()?);
+    let relay = Rig::relay(rig.run_config()?);
     let mut slow = rig.connect("executor").await?;
     sqlx::query("BEGIN").execute(&mut slow).await?;
     rig.append(&mut slow, "slow", 1).await?;

@@ -113,7 +113,7 @@ async fn what_is_not_ours_is_refused_with_the_reason() -> anyhow::Result<()> {
     ] {
         match decoder.decode(record.as_deref()).await {
             Err(DecodeError::Undecodable(text)) => {
-                assert!(text.contains(reason), "{text:?} does not say {reason:?}")
+                assert!(text.contains(reason), "{text:?} does not say {reason:?}");
             }
             other => panic!("{reason}: {other:?}"),
         }
@@ -148,7 +148,7 @@ fn an_error_message_is_one_line_of_bounded_length() {
 fn a_record_without_an_id_has_the_same_id_each_time_and_another_for_other_content() -> anyhow::Result<()> {
     let event: PspResultUpdateEvent =
         serde_json::from_value(vectors::<PspResultUpdateEvent>().swap_remove(0).0)?;
-    assert_eq!(event.fallback_event_id("t"), event.clone().fallback_event_id("t"));
+    assert_eq!(event.fallback_event_id("t"), event.fallback_event_id("t"));
     let others = [
         event.fallback_event_id("u"),
         PspResultUpdateEvent { psp_status: PspStatus::Failed, ..event.clone() }.fallback_event_id("t"),

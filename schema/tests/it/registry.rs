@@ -30,16 +30,16 @@ async fn server(answers: Vec<Option<(u16, String)>>) -> anyhow::Result<(String, 
             let answer = answers[counter.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1)].clone();
             tokio::spawn(async move {
                 let mut request = [0; 4096];
-                let _ = socket.read(&mut request).await;
+                drop(socket.read(&mut request).await);
                 match answer {
                     Some((status, body)) => {
                         let text = format!(
                             "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                             body.len()
                         );
-                        let _ = socket.write_all(text.as_bytes()).await;
+                        drop(socket.write_all(text.as_bytes()).await);
                     }
-                    None => tokio::time::sleep(Duration::from_secs(60)).await,
+                    None => tokio::time::sleep(Duration::from_mins(1)).await,
                 }
             });
         }
@@ -47,14 +47,14 @@ async fn server(answers: Vec<Option<(u16, String)>>) -> anyhow::Result<(String, 
     Ok((url, requests))
 }
 
-fn found() -> Option<(u16, String)> {
-    Some((200, serde_json::json!({ "schema": PspResultUpdateEvent::SCHEMA }).to_string()))
+fn found() -> (u16, String) {
+    (200, serde_json::json!({ "schema": PspResultUpdateEvent::SCHEMA }).to_string())
 }
 
 #[tokio::test]
 async fn a_passing_error_is_forgotten_at_once() -> anyhow::Result<()> {
     for status in [500, 502, 503, 504, 429, 401, 403] {
-        let (url, _) = server(vec![Some((status, "{}".to_owned())), found()]).await?;
+        let (url, _) = server(vec![Some((status, "{}".to_owned())), Some(found())]).await?;
         let registry = Registry::new(&url)?;
         let error = registry.schema_by_id(1).await.unwrap_err();
         assert!(matches!(error, RegistryError::Unavailable(_)), "{status}: {error}");
@@ -66,7 +66,7 @@ async fn a_passing_error_is_forgotten_at_once() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_answer_is_kept_and_a_missing_id_is_not_asked_for_again_and_again() -> anyhow::Result<()> {
     let (url, requests) =
-        server(vec![found(), Some((404, r#"{"error_code":40403,"message":"x"}"#.to_owned()))]).await?;
+        server(vec![Some(found()), Some((404, r#"{"error_code":40403,"message":"x"}"#.to_owned()))]).await?;
     let registry = Registry::new(&url)?;
     for _ in 0..10 {
         registry.schema_by_id(1).await?;

@@ -7,8 +7,10 @@
 //!                       SIGKILL ─▶ standby leads (relay) ─▶ started again, ready ─▶ backlog through: the window closes
 //! ```
 //! The victim is asked nothing: while it stands still, the databases say what had been begun before it was stopped and is not
-//! finished. That is what it takes with it. Moments are chosen where a wrong order of steps shows: the payment service dies within
-//! a transaction that applies results, the executor within calls to the PSP, a relay with records that the broker has not
+//! finished. That is what it takes with it.
+//!
+//! Moments are chosen where a wrong order of steps shows: the payment service dies within a transaction that applies results, the
+//! executor within calls to the PSP and a transaction that records results, a relay with records that the broker has not
 //! acknowledged. For the last the broker has to stand still for a moment too: usually it is too quick to be caught.
 
 use std::fmt;
@@ -258,8 +260,8 @@ async fn leader(relays: &[Service]) -> Option<&Service> {
 fn of_what(turn: Turn) -> &'static str {
     match turn {
         Turn::ResultRelay | Turn::RequestRelay => "events not yet published",
-        Turn::Executor => "open calls to the PSP",
-        Turn::PaymentService => "results not yet applied, some in an open transaction",
+        Turn::Executor => "open calls to the PSP, and an open transaction of results",
+        Turn::PaymentService => "results not yet applied, some of them in an open transaction",
     }
 }
 

@@ -1,9 +1,7 @@
-//! One process that the testbed has started: who it is, how it ends, and what is left to clean up when its starter dies.
+//! One process that the testbed has started: how it starts, becomes ready, and ends.
 //!
 //! Every process gets a group of its own (a Ctrl-C in the terminal is for the testbed alone), logs into a file, and
-//! leaves a record in `running/`. A pid may be handed on to a stranger, so a process is known by its pid **and** its
-//! start time, and nothing is ever signalled by its pid alone. If the testbed dies between the start and the record,
-//! that one process is left; everywhere else the next [`sweep`] finds it.
+//! leaves a record in `running/`, by which [`super::records::sweep`] finds it when its starter has died.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -14,115 +12,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use rustix::process::Signal;
 
 use super::home::Home;
+use super::identity::Identity;
+use super::records::{Owner, Record};
 
 /// The kernel ends a killed process within milliseconds, unless it waits for a disk.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const KILL_LIMIT: Duration = Duration::from_secs(5);
 const TAIL_LINES: usize = 15;
 const TAIL_BYTES: u64 = 64 * 1024;
-
-/// A process, told apart from any later one with the same pid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Its pid.
-    pub pid: i32,
-    /// When it was started, in clock ticks since the machine booted.
-    pub started_ticks: u64,
-}
-
-impl Identity {
-    /// Who has this pid now. `None` if nobody has it, or only a zombie.
-    pub fn of(pid: i32) -> Option<Identity> {
-        let (state, identity) = Identity::read(pid)?;
-        (!matches!(state, 'Z' | 'X')).then_some(identity)
-    }
-
-    /// The same, of a zombie too.
-    fn read(pid: i32) -> Option<(char, Identity)> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, started_ticks) = parse_stat(&stat)?;
-        Some((state, Identity { pid, started_ticks }))
-    }
-
-    /// This process.
-    pub fn own() -> Result<Identity> {
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        Identity::of(pid).context("read /proc/self/stat")
-    }
-
-    /// Whether it still runs.
-    pub fn alive(self) -> bool {
-        Identity::of(self.pid) == Some(self)
-    }
-
-    /// Sends a signal, unless the process is gone. Says whether it was sent.
-    pub fn signal(self, signal: Signal) -> bool {
-        let pid = Pid::from_raw(self.pid);
-        self.alive() && pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
-    }
-
-    /// The processes that it has started and that still run.
-    pub fn children(self) -> Vec<Identity> {
-        let listed = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).unwrap_or_default();
-        listed.split_whitespace().filter_map(|pid| pid.parse().ok()).filter_map(Identity::of).collect()
-    }
-
-    /// Ends it at once, with its children, and waits until they are gone.
-    pub fn kill_with_children(self, limit: Duration) -> bool {
-        // Stopped first, so that it starts no child between the list and the kill.
-        self.signal(Signal::STOP);
-        let children = self.children();
-        self.signal(Signal::KILL);
-        for child in &children {
-            child.signal(Signal::KILL);
-        }
-        let begun = Instant::now();
-        while self.alive() || children.iter().any(|child| child.alive()) {
-            if begun.elapsed() > limit {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        true
-    }
-}
-
-/// State and start time out of `/proc/<pid>/stat`. The name in parentheses may itself hold blanks and parentheses.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
-
-/// Who a process belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Owner {
-    /// The shared stack: it outlives who started it.
-    Stack,
-    /// One process of the testbed or of a test: when that is dead, this has to go too.
-    Process(Identity),
-}
-
-impl Owner {
-    /// This process.
-    pub fn own() -> Result<Owner> {
-        Identity::own().map(Owner::Process)
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    name: String,
-    owner: Owner,
-    process: Identity,
-    /// What goes with the process.
-    folder: Option<PathBuf>,
-}
 
 /// A process started by the testbed.
 #[derive(Debug)]
@@ -157,11 +56,9 @@ impl Daemon {
         let pid = i32::try_from(child.id()).context("a pid out of range")?;
         // It may have ended already; until it is reaped it is there to be read.
         let (_, identity) = Identity::read(pid).context("read /proc of a process just started")?;
-        let record = home.running().join(format!("{}.json", Uuid::now_v7().simple()));
-        let entry =
+        let record =
             Record { name: name.to_owned(), owner, process: identity, folder: folder.map(Path::to_path_buf) };
-        fs::write(&record, serde_json::to_vec_pretty(&entry).context("encode a record")?)
-            .with_context(|| format!("write {}", record.display()))?;
+        let record = record.write(home)?;
         Ok(Daemon {
             name: name.to_owned(),
             identity,
@@ -205,9 +102,9 @@ impl Daemon {
         }
     }
 
-    /// SIGKILL to the process and its children, and waits until they are gone.
+    /// SIGKILL to the process and all that it has started, and waits until they are gone.
     pub(crate) fn kill(&self) {
-        self.identity.kill_with_children(KILL_LIMIT);
+        self.identity.kill_with_descendants(KILL_LIMIT);
         // Reaped, or PostgreSQL would see its predecessor's pid as one that is still there. A process of many threads
         // is a zombie some time before it can be reaped.
         let begun = Instant::now();
@@ -262,67 +159,10 @@ pub fn tail(log: &Path) -> String {
     format!("the end of its log {}:\n  {}", log.display(), last.join("\n  "))
 }
 
-/// Ends what has lost its owner. With `stack`, ends the shared stack too; the caller holds its lock.
-/// Returns the names of what was ended.
-pub(super) fn sweep(home: &Home, stack: bool) -> Result<Vec<String>> {
-    let mut ended = Vec::new();
-    let mut in_use = Vec::new();
-    for (path, record) in records(home)? {
-        let keep = match record.owner {
-            Owner::Stack => !stack,
-            Owner::Process(owner) => owner.alive(),
-        };
-        if keep {
-            in_use.extend(record.folder);
-            continue;
-        }
-        if record.process.alive() {
-            end(&record.name, record.process);
-            ended.push(record.name);
-        }
-        if let Some(folder) = record.folder.filter(|folder| folder.starts_with(home.private())) {
-            fs::remove_dir_all(folder).ok();
-        }
-        fs::remove_file(&path).ok();
-    }
-    home.remove_spent(&in_use)?;
-    Ok(ended)
-}
-
-/// Name and pid of everything recorded that still runs.
-pub(super) fn running(home: &Home) -> Result<Vec<(String, i32)>> {
-    let alive = records(home)?.into_iter().filter(|(_, record)| record.process.alive());
-    Ok(alive.map(|(_, record)| (record.name, record.process.pid)).collect())
-}
-
-fn records(home: &Home) -> Result<Vec<(PathBuf, Record)>> {
-    let mut records = Vec::new();
-    for entry in fs::read_dir(home.running()).context("list what runs")? {
-        let path = entry.context("list what runs")?.path();
-        // One that is just being written, or just gone, belongs to someone who lives.
-        if let Some(record) = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-            records.push((path, record));
-        }
-    }
-    Ok(records)
-}
-
-/// PostgreSQL gives back its shared memory on SIGQUIT. Everything else needs no grace: what has lost its owner has no
-/// data that anyone will read.
-pub(super) fn end(name: &str, process: Identity) {
-    process.signal(Signal::CONT);
-    if name == super::postgres::NAME {
-        process.signal(Signal::QUIT);
-        let begun = Instant::now();
-        while process.alive() && begun.elapsed() < Duration::from_secs(3) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-    process.kill_with_children(KILL_LIMIT);
-}
-
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn home() -> Home {
@@ -330,44 +170,28 @@ mod tests {
         Home::at(&folder).unwrap()
     }
 
-    fn sleeper(home: &Home, owner: Owner) -> Daemon {
-        let log = home.root().join("sleep.log");
-        Daemon::spawn(home, "sleep", owner, Command::new("sleep").arg("60"), &log, None).unwrap()
-    }
-
     #[test]
-    fn state_and_start_are_read_behind_any_name() {
-        let fields = (4..=21).map(|field| field.to_string()).collect::<Vec<_>>().join(" ");
-        let stat = format!("77 (a) b ) (c) S {fields} 4711 23 24");
-        assert_eq!(parse_stat(&stat), Some(('S', 4711)));
-        assert_eq!(parse_stat("77 (cut off"), None);
-    }
-
-    #[test]
-    fn a_pid_alone_is_not_a_process() {
-        let own = Identity::own().unwrap();
-        assert!(own.alive());
-        let stranger = Identity { started_ticks: own.started_ticks + 1, ..own };
-        assert!(!stranger.alive());
-        // It would end this test.
-        assert!(!stranger.signal(Signal::KILL));
-    }
-
-    #[test]
-    fn a_sweep_ends_what_has_lost_its_owner_and_nothing_else() {
+    fn a_kill_reaches_grandchildren() {
         let home = home();
-        let own = Identity::own().unwrap();
-        let dead = Identity { started_ticks: own.started_ticks + 1, ..own };
-        let orphan = sleeper(&home, Owner::Process(dead));
-        let owned = sleeper(&home, Owner::own().unwrap());
-        let shared = sleeper(&home, Owner::Stack);
-        assert_eq!(sweep(&home, false).unwrap(), ["sleep"]);
-        assert!(!orphan.identity().alive() && owned.identity().alive() && shared.identity().alive());
-        assert_eq!(sweep(&home, true).unwrap(), ["sleep"]);
-        assert!(owned.identity().alive() && !shared.identity().alive());
-        assert_eq!(running(&home).unwrap(), [("sleep".to_owned(), owned.identity().pid)]);
-        owned.kill();
-        assert!(running(&home).unwrap().is_empty());
+        let log = home.root().join("sh.log");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "/bin/sh -c 'sleep 61; true'; true"]);
+        let daemon = Daemon::spawn(&home, "sh", Owner::own().unwrap(), &mut command, &log, None).unwrap();
+        let begun = Instant::now();
+        let family = loop {
+            let family = daemon.identity().stopped_family();
+            if family.len() == 3 {
+                break family;
+            }
+            // Stopped too early: let it go on.
+            for member in family {
+                member.signal(Signal::CONT);
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        daemon.kill();
+        assert!(!family.iter().any(|member| member.alive()));
         fs::remove_dir_all(home.root()).unwrap();
     }
 

@@ -15,11 +15,11 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use uuid::Uuid;
 
-use super::daemon::Owner;
 use super::home::Home;
 use super::java::Classes;
 use super::kafka::Kafka;
 use super::postgres;
+use super::records::Owner;
 use super::registry::Registry;
 
 const POM: &str = include_str!("../../stack-pom.xml");

@@ -12,12 +12,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rustix::process::Signal;
 use uuid::Uuid;
 
-use super::daemon::{Identity, Owner};
 use super::download::Parts;
 use super::home::Home;
+use super::identity::Identity;
 use super::java::{self, Classes};
 use super::part::Part;
 use super::ports::free_port;
+use super::records::Owner;
 
 const START_LIMIT: Duration = Duration::from_mins(1);
 const STOP_LIMIT: Duration = Duration::from_mins(1);

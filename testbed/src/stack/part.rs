@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::daemon::{Daemon, Identity, Owner, end, tail};
+use super::daemon::{Daemon, tail};
 use super::home::Home;
+use super::identity::Identity;
+use super::records::{Owner, end};
 
 /// A process with many lives. Its last one ends with this value, unless it belongs to the shared stack.
 #[derive(Debug)]

@@ -13,12 +13,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::daemon::{Identity, Owner, tail};
+use super::daemon::tail;
 use super::databases::{Server, TestDatabase};
 use super::download::Parts;
 use super::home::{HOME_VARIABLE, Home};
+use super::identity::Identity;
 use super::part::Part;
 use super::ports::free_port;
+use super::records::Owner;
 
 /// Names the process in records and messages.
 pub(super) const NAME: &str = "postgres";

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::process::Signal;
 
-use super::daemon::{Identity, Owner};
 use super::download::Parts;
 use super::home::Home;
+use super::identity::Identity;
 use super::java::{self, Classes};
 use super::part::Part;
 use super::ports::free_port;
+use super::records::Owner;
 
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_mins(1);
@@ -46,6 +47,7 @@ impl Registry {
         let part = Part::new(home, "registry", owner, folder)?;
         let registry = Registry { part, jar: parts.registry_jar()?, classes, port: free_port()? };
         registry.launch().await?;
+        registry.warm_up().await?;
         Ok(registry)
     }
 
@@ -93,6 +95,24 @@ impl Registry {
 
     pub(super) fn identity(&self) -> Result<Identity> {
         self.part.identity()
+    }
+
+    /// The first registration takes a cold JVM on a busy machine longer than a client with sound timeouts waits: so it is
+    /// made here, with patience, and taken back.
+    async fn warm_up(&self) -> Result<()> {
+        let client = reqwest::Client::builder().no_proxy().timeout(START_LIMIT).build()?;
+        let subject = format!("{}/subjects/warm-up", self.url());
+        let schema = serde_json::json!({ "schema": "\"string\"" });
+        let rule = serde_json::json!({ "compatibility": "FULL_TRANSITIVE" });
+        for request in [
+            client.post(format!("{subject}/versions")).json(&schema),
+            client.put(format!("{}/config/warm-up", self.url())).json(&rule),
+            client.post(format!("{subject}/versions")).json(&schema),
+            client.delete(subject),
+        ] {
+            request.send().await?.error_for_status().context("the registry refuses its first schema")?;
+        }
+        Ok(())
     }
 
     async fn launch(&self) -> Result<()> {

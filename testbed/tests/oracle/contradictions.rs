@@ -1,0 +1,142 @@
+//! Witnesses that contradict each other.
+
+use serde_json::json;
+use testbed::oracle::Promise::{Consistent, NothingLost, Settled};
+use testbed::oracle::books::{Books, Told};
+use testbed::oracle::examine;
+
+use crate::clean_books::*;
+
+#[test]
+fn a_success_without_a_charge_and_a_failure_with_one() {
+    reports(|books| drop(books.charges.remove(0)), &[Consistent], "it is SUCCESSFUL without a charge");
+    reports(
+        |books| charge(books, DECLINED, "ch"),
+        &[NothingLost, Consistent],
+        "it is FAILED, and charge ch_2 was made",
+    );
+}
+
+#[test]
+fn a_charge_of_another_amount_currency_or_reference() {
+    reports(|books| books.charges[0].amount_minor += 1, &[Consistent], "charged was (1002,");
+    reports(|books| books.charges[0].currency = "usd".to_owned(), &[Consistent], "USD");
+    reports(|books| books.charges[0].payment_intent = "pi_x".to_owned(), &[Consistent], "charged was pi_x");
+}
+
+#[test]
+fn a_charge_that_was_not_written_down_before() {
+    let plant = |books: &mut Books| {
+        books.executor.attempts.retain(|a| a.payment_order_id != order(PAID) || a.operation != "CONFIRM");
+    };
+    reports(plant, &[Consistent], "without being written down before");
+}
+
+#[test]
+fn a_payment_that_is_not_what_was_asked_for() {
+    reports(|books| books.sent[1].amount_minor = 7, &[Consistent], "asked for was");
+    let refused = |books: &mut Books| books.sent[1].outcome = Told::Refused("422".to_owned());
+    reports(refused, &[Consistent], "refused (422), and yet stored");
+    let mut books = clean();
+    books.sent[1].outcome = Told::Unknown("no answer".to_owned());
+    assert!(examine(&books).clean());
+}
+
+#[test]
+fn a_request_that_asks_for_another_amount() {
+    let plant = |books: &mut Books| {
+        books.payments.outbox[0].payload["amountMinor"] = json!(1);
+        books.requests[0].body.as_mut().unwrap()["amountMinor"] = json!(1);
+    };
+    reports(plant, &[Consistent], "its request event asks for");
+}
+
+#[test]
+fn a_record_that_is_not_its_row() {
+    let status = |books: &mut Books| books.results[0].body.as_mut().unwrap()["pspStatus"] = json!("FAILED");
+    reports(status, &[Consistent], "the result in partition 0 offset 0 says");
+    reports(|books| books.results[0].body = Err("cut".to_owned()), &[Consistent], "cannot be decoded: cut");
+    reports(|books| books.results[0].key = None, &[Consistent], "has the key None");
+    reports(|books| books.results[0].headers[1].1 = traceparent(8), &[Consistent], "has the traceparent");
+    let copy = |books: &mut Books| {
+        let mut copy = books.results[0].clone();
+        copy.offset = 99;
+        copy.body.as_mut().unwrap()["pspStatus"] = json!("FAILED");
+        books.results.push(copy);
+    };
+    reports(copy, &[Consistent], "offset 99 says");
+}
+
+#[test]
+fn an_event_that_says_otherwise_than_its_result() {
+    let plant = |books: &mut Books| books.executor.results[0].psp_status = "FAILED".to_owned();
+    reports(plant, &[Consistent], "the recorded result");
+}
+
+#[test]
+fn an_audit_that_does_not_add_up() {
+    // Lines 1 and 2 are PAID, 3 and 4 DECLINED, 5 to 7 RESOLVED.
+    let state = |books: &mut Books| edit_order(books, PAID).state = "FAILED".to_owned();
+    let mut books = clean();
+    state(&mut books);
+    assert!(examine(&books).describe(20).contains("it is FAILED, its audit ends at"));
+    let gap = |books: &mut Books| books.payments.transitions[6].from_state = Some("PENDING".to_owned());
+    reports(gap, &[Consistent], "begins at Some(\"PENDING\")");
+    let creation = |books: &mut Books| drop(books.payments.transitions.remove(0));
+    reports(creation, &[Consistent], "the one before ended at None");
+    let reopened = |books: &mut Books| {
+        books.payments.transitions[5].to_state = "FAILED".to_owned();
+        books.payments.transitions[6].from_state = Some("FAILED".to_owned());
+    };
+    reports(reopened, &[Consistent], "goes from Some(\"FAILED\") to SUCCESSFUL");
+    let idle = |books: &mut Books| books.payments.transitions[1].decision = "STALE".to_owned();
+    reports(idle, &[Consistent], "is STALE and yet changes the state");
+    let orphan = |books: &mut Books| {
+        transition(books, 9, None, None, "CREATED");
+    };
+    reports(orphan, &[Consistent], "there is an audit of it, but no such order");
+}
+
+#[test]
+fn a_payment_that_is_not_what_its_orders_are() {
+    let plant = |books: &mut Books| books.payments.payments[0].status = "PENDING".to_owned();
+    reports(plant, &[Consistent], "is PENDING, its orders are");
+    let homeless = |books: &mut Books| {
+        books.payments.payments.remove(1);
+    };
+    let mut books = clean();
+    homeless(&mut books);
+    assert!(examine(&books).describe(20).contains("it has orders, but does not exist"));
+}
+
+#[test]
+fn a_broken_trace() {
+    let audit = |books: &mut Books| books.payments.transitions[1].trace_id = "f".repeat(32);
+    reports(audit, &[Consistent], "line 2 of the audit has another trace");
+    let event = |books: &mut Books| {
+        books.executor.outbox[0].traceparent = Some(traceparent(8));
+        books.results[0].headers[1].1 = traceparent(8);
+    };
+    reports(event, &[Consistent], "has another trace than its payment");
+}
+
+#[test]
+fn an_order_without_an_end() {
+    let plant = |books: &mut Books| {
+        pay(books, 4, &["PENDING"]);
+    };
+    let verdict = reports(plant, &[Settled], "it is still PENDING");
+    assert_eq!(verdict.figures.unsettled, 1);
+}
+
+#[test]
+fn only_so_many_examples_are_printed_and_all_are_counted() {
+    let mut books = clean();
+    for n in 10..40 {
+        pay(&mut books, n, &["PENDING"]);
+    }
+    let verdict = examine(&books);
+    assert_eq!(verdict.broken(Settled), 30);
+    assert_eq!(verdict.describe(20).lines().count(), 21);
+    assert!(verdict.describe(20).ends_with("unsettled: and 10 more"));
+}
