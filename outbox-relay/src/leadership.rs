@@ -5,7 +5,7 @@
 //!                          (standby)                 each ping proves in pg_locks that this very session holds the lock
 //! ```
 //! The thread and its runtime are its own, so that a busy relay cannot starve the pings. Without proof for [`PROOF_MAX_AGE`] nothing
-//! more is produced. The server ends the session, and with it the lock, when it has heard nothing for [`SESSION_IDLE_MAX`]: a leader
+//! more is produced. The server ends the session, and with it the lock, when it has heard nothing for five seconds: a leader
 //! that is stopped (SIGSTOP) or cut off loses its lock without any TCP tuning, and finds no fresh proof when it wakes up.
 //!
 //! If the process dies, the kernel closes the connection and the server frees the lock at once.

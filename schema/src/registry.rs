@@ -1,7 +1,7 @@
 //! The schema registry: schemas by id for readers, ids and registration for the relay.
 //!
 //! It neither hangs (every call ends after 3 s) nor remembers a passing error: only answers are kept. That a schema id does not
-//! exist is remembered for [`MISSING_FOR`], so that a flood of records with a foreign id does not become a flood of requests.
+//! exist is remembered for half a minute, so that a flood of records with a foreign id does not become a flood of requests.
 
 use std::{
     collections::HashMap,
