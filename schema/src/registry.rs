@@ -21,6 +21,9 @@ use serde::Deserialize;
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long "there is no such schema" is believed.
 const MISSING_FOR: Duration = Duration::from_secs(30);
+/// How often a registration is tried; it is part of setting up, often right after the registry was started.
+pub const REGISTER_TRIES: u32 = 6;
+const REGISTER_PAUSE: Duration = Duration::from_secs(2);
 /// Most schemas, and most missing ids, that are kept. Resolved schemas stay for the life of the process.
 const CACHE_MAX: usize = 1_000;
 
@@ -122,8 +125,23 @@ impl Registry {
         Ok(registered.id)
     }
 
-    /// Registers `schema` for `subject` under FULL_TRANSITIVE compatibility and returns its id. Doing it again changes nothing.
+    /// Registers `schema` for `subject` under FULL_TRANSITIVE compatibility and returns its id. Doing it again changes nothing. A
+    /// registry that cannot answer yet is asked [`REGISTER_TRIES`] times.
     pub async fn register(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
+        let mut tries_left = REGISTER_TRIES;
+        loop {
+            tries_left -= 1;
+            match self.register_once(subject, schema).await {
+                Err(RegistryError::Unavailable(reason)) if tries_left > 0 => {
+                    tracing::warn!(subject, reason, tries_left, "the schema registry cannot answer yet");
+                    tokio::time::sleep(REGISTER_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn register_once(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
         let request = self.http.put(format!("{}/config/{subject}", self.url));
         self.send(request.json(&serde_json::json!({ "compatibility": "FULL_TRANSITIVE" })), subject).await?;
         let supplied = SuppliedSchema::new(None, SchemaType::Avro, schema.to_owned());
