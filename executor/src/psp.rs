@@ -204,7 +204,9 @@ impl Answer {
     /// The same with an error code and a text, sanitised here.
     #[must_use]
     pub fn error(mut self, code: &str, message: &str) -> Self {
-        self.error_code = Some(sanitise_error_message(code));
+        // Both databases keep 1 to 255 characters of it.
+        let code: String = sanitise_error_message(code).chars().take(255).collect();
+        self.error_code = Some(code).filter(|code| !code.is_empty());
         self.error_message = Some(sanitise_error_message(message)).filter(|text| !text.is_empty());
         self
     }

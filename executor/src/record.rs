@@ -31,6 +31,9 @@ use crate::{
 const AGAIN_FIRST: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
 
+/// After so many calls in a row that were not executed, an order that exists at the PSP takes a step of the ladder.
+const LATER_MAX: i16 = 10;
+
 /// Who brought a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -299,6 +302,7 @@ fn settle(standing: &Standing, finding: Finding, ladder: &[Duration]) -> Change 
     let moved = |state, due_in, rung, failures| {
         Some(Moved { state, psp_reference: learnt.clone(), due_in, rung, failures })
     };
+    let begun = learnt.is_some() || standing.psp_reference.is_some();
     match finding.outcome {
         Outcome::Result(result) => {
             match ends(&result) {
@@ -312,6 +316,10 @@ fn settle(standing: &Standing, finding: Finding, ladder: &[Duration]) -> Change 
             change.result = Some(result);
         }
         Outcome::Nothing if open => return look_again(standing, change, None, learnt, ladder),
+        // A payment that exists at the PSP and cannot be asked about is in doubt: it takes a step of the ladder, which ends.
+        Outcome::Later { failed: true } if open && begun && standing.failures >= LATER_MAX => {
+            return look_again(standing, change, None, learnt, ladder);
+        }
         Outcome::Later { failed } if open => {
             let state = if standing.known { State::Resolving } else { State::Queued };
             let failures = if failed { standing.failures.saturating_add(1) } else { standing.failures };

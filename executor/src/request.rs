@@ -1,10 +1,12 @@
 //! From a record of the topic to a request that can be carried out, or the reason why it is not one. Pure, but for the registry.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use chassis::telemetry::TraceContext;
-use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
+use rdkafka::message::{Headers as _, Message as _, OwnedHeaders, OwnedMessage};
 use schema::{
     decode::{DecodeError, Decoder},
-    payment_order_requested::PaymentOrderRequestedEvent,
+    payment_order_requested::{PaymentOrderRequestedEvent, is_payment_method_token},
     wire::Envelope,
 };
 use serde_json::{Value, json};
@@ -98,7 +100,9 @@ pub async fn read(
     if let Err((reason, text)) = check(&event, record.key(), psps) {
         return Ok(Err(quarantined(record, reason, &text)));
     }
-    let envelope = Envelope::read(record.headers());
+    let Ok(envelope) = with_headers(record, Envelope::read) else {
+        return Ok(Err(quarantined(record, Reason::Undecodable, "the name of a header is not UTF-8")));
+    };
     let trace = envelope.traceparent.as_deref().and_then(TraceContext::parse);
     let printable = |text: &String| {
         text.len() <= TRACESTATE_MAX_BYTES && text.bytes().all(|b| (b' '..=b'~').contains(&b))
@@ -145,10 +149,7 @@ fn check(
         return Err((Reason::Text, format!("{:?} is not an ISO 4217 code", event.currency)));
     }
     // A token begins with a letter; a card number does not, and neither belongs into any message.
-    let token = event.payment_method.as_bytes();
-    let in_token = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
-    if !token.first().is_some_and(u8::is_ascii_alphabetic) || !token.iter().all(in_token) || token.len() > 255
-    {
+    if !is_payment_method_token(&event.payment_method) {
         return Err((Reason::Text, "the payment method is not a token".to_owned()));
     }
     if event.merchant_reference.chars().count() > TEXT_MAX_CHARS
@@ -175,7 +176,19 @@ fn headers(record: &OwnedMessage) -> Value {
             },
         }
     };
-    record.headers().map_or_else(|| json!([]), |headers| headers.iter().map(one).collect())
+    let all = |headers: Option<&OwnedHeaders>| {
+        headers.map_or_else(|| json!([]), |headers| headers.iter().map(one).collect())
+    };
+    with_headers(record, all).unwrap_or_else(|_| json!([]))
+}
+
+/// Reads a record's headers. rdkafka panics on a header name that is not UTF-8, and anybody who may write to the topic may write
+/// such a name.
+fn with_headers<T>(
+    record: &OwnedMessage,
+    read: impl FnOnce(Option<&OwnedHeaders>) -> T,
+) -> std::thread::Result<T> {
+    catch_unwind(AssertUnwindSafe(|| read(record.headers())))
 }
 
 #[cfg(test)]

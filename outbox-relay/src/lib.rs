@@ -84,9 +84,10 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
         let sampler = tokio::spawn(sample_backlog(Arc::clone(&relay), sampling.clone()));
         let result = term::lead(&relay, &lock, &shutdown).await;
         sampling.cancel();
-        sampler.await.context("measuring the backlog")?;
         relay.metrics.leader.set(0);
+        // First the lock, for which others wait.
         lock.release().await;
+        sampler.await.context("measuring the backlog")?;
         match result {
             Ok(published) => {
                 tracing::info!(

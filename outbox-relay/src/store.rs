@@ -119,6 +119,27 @@ pub async fn prepare_for_tailing(connection: &mut PgConnection) -> Result<(), sq
     Ok(())
 }
 
+/// Which server the newest cursor of a relay was saved on, and its timeline then. None if it has never saved.
+pub async fn saved_on(
+    connection: &mut PgConnection,
+    relay: &str,
+) -> Result<Option<ServerIdentity>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT system_identifier, database_oid::bigint AS database_oid, timeline
+         FROM outbox.batches WHERE relay = $1 ORDER BY seq DESC LIMIT 1",
+    )
+    .bind(relay)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(ServerIdentity {
+        system_identifier: row.try_get("system_identifier")?,
+        database_oid: row.try_get("database_oid")?,
+        timeline: row.try_get("timeline")?,
+        in_recovery: false,
+    }))
+}
+
 /// The cursor of a relay: sequence number and place. None if it has never saved.
 pub async fn load_cursor(
     connection: &mut PgConnection,

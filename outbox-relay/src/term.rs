@@ -32,6 +32,8 @@ use crate::{
 const PAGES_AHEAD: usize = 2;
 /// Batches that wait for their acknowledgement.
 const BATCHES_IN_FLIGHT: usize = 64;
+/// Largest value of a record: what brokers and the client take by default (1 MB), less room for key and headers.
+const RECORD_MAX_BYTES: usize = 980_000;
 /// After the last event the outbox is polled fast for so long.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 /// How long the end of a term waits for records in flight. Below the grace period of the process.
@@ -68,7 +70,10 @@ pub(crate) async fn lead(
     shutdown: &Shutdown,
 ) -> Result<u64, TermEnded> {
     let failed = |reason| move |error| TermEnded { reason, error, published: 0 };
-    let (reader, mut saver, cursor) = take_over(relay, lock).await.map_err(failed("database"))?;
+    // A last save of the leader before, still running when its lock went, can take the number first. That is no fence: the type of
+    // the error is dropped here, and the next term reads the cursor again.
+    let taken_over = take_over(relay, lock).await.map_err(|error| anyhow::anyhow!("{error:#}"));
+    let (reader, mut saver, cursor) = taken_over.map_err(failed("database"))?;
     let config = &relay.config;
     let publisher =
         Publisher::new(&config.kafka, config.in_flight_max_kib, &config.source).map_err(failed("kafka"))?;
@@ -127,6 +132,9 @@ async fn take_over(relay: &Arc<Relay>, lock: &LeaderLock) -> anyhow::Result<(PgC
     store::require_durable_commits(&mut connection).await?;
     let server = store::server_identity(&mut connection).await?;
     ensure!(!server.in_recovery, "the server is a standby (in recovery)");
+    if let Some(saved_on) = store::saved_on(&mut connection, &relay.config.name).await? {
+        ensure_same_server(&saved_on, &server)?;
+    }
     let (seq, cursor) = store::load_cursor(&mut connection, &relay.config.name)
         .await?
         .unwrap_or_else(|| (0, Cursor::start()));
@@ -143,6 +151,28 @@ async fn take_over(relay: &Arc<Relay>, lock: &LeaderLock) -> anyhow::Result<(PgC
     lock.proof().ensure_proven()?;
     saver.save(&Progress { cursor: cursor.clone(), count: 0, first_id: None, last_id: None }).await?;
     Ok((reader, saver, cursor))
+}
+
+/// The cursor's snapshots mean nothing on another server: its transaction ids may be behind them, and rows would be skipped.
+fn ensure_same_server(saved_on: &ServerIdentity, server: &ServerIdentity) -> anyhow::Result<()> {
+    ensure!(
+        (saved_on.system_identifier, saved_on.database_oid)
+            == (server.system_identifier, server.database_oid),
+        "progress was saved on another server or database (system identifier {}, oid {}; here {}, {}): this outbox was restored or \
+         copied, and publishing from its cursor would skip events",
+        saved_on.system_identifier,
+        saved_on.database_oid,
+        server.system_identifier,
+        server.database_oid,
+    );
+    if saved_on.timeline != server.timeline {
+        tracing::warn!(
+            before = saved_on.timeline,
+            now = server.timeline,
+            "the server was promoted since progress was saved: events that were not replicated may be on the topic without a row"
+        );
+    }
+    Ok(())
 }
 
 /// Turns shutdown into `finish`, and a lost lock, or a drain that takes too long, into `abandon`.
@@ -274,6 +304,7 @@ impl Encoded {
         self.bytes.clear();
         self.ends.clear();
         for (row, schema_id) in rows.iter_mut().zip(schema_ids) {
+            let start = self.bytes.len();
             begin_frame(*schema_id, &mut self.bytes);
             let payload = std::mem::take(&mut row.payload);
             relay.encoder.encode(&row.event_type, payload, &mut self.bytes).with_context(|| {
@@ -282,6 +313,14 @@ impl Encoded {
                     row.id, row.event_id, row.event_type
                 )
             })?;
+            let size = self.bytes.len() - start;
+            ensure!(
+                size <= RECORD_MAX_BYTES,
+                "outbox row {} (event {}, {}) cannot be published: {size} bytes are more than {RECORD_MAX_BYTES}",
+                row.id,
+                row.event_id,
+                row.event_type
+            );
             self.ends.push(self.bytes.len());
         }
         Ok(())

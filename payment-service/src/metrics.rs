@@ -170,9 +170,7 @@ impl Metrics {
         for reason in ["database", "registry"] {
             self.waits.with_label_values(&[reason]);
         }
-        for psp in ["STRIPE", "ADYEN"] {
-            self.payments_created.with_label_values(&[psp]);
-        }
+        self.payments_created.with_label_values(&["STRIPE"]);
         for result in ["new", "replay", "mismatch", "in_flight"] {
             self.idempotency.with_label_values(&[result]);
         }

@@ -1,5 +1,6 @@
 //! What a caller may ask for: from the bytes of a body to a request that has been checked, or to the reason why it is refused.
 
+use schema::payment_order_requested::is_payment_method_token;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -15,11 +16,9 @@ const TEXT_MAX_CHARS: usize = 255;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Psp {
-    /// Stripe.
+    /// Stripe, the one that the executor has an adapter for.
     #[default]
     Stripe,
-    /// Adyen.
-    Adyen,
 }
 
 impl Psp {
@@ -27,7 +26,6 @@ impl Psp {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stripe => "STRIPE",
-            Self::Adyen => "ADYEN",
         }
     }
 }
@@ -97,8 +95,10 @@ impl PaymentRequest {
                 )));
             }
         }
-        if !self.payment_method.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Problem::invalid("payment_method must be a token of visible ASCII characters"));
+        if !is_payment_method_token(&self.payment_method) {
+            return Err(Problem::invalid(
+                "payment_method must be a token: a letter, then letters, digits, _ and -, at most 255",
+            ));
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ fn redacted(error: &serde_json::Error) -> String {
         }
     }
     if text.starts_with("unknown variant") {
-        return "psp must be STRIPE or ADYEN".to_owned();
+        return "psp must be STRIPE".to_owned();
     }
     if text.starts_with("unknown field") {
         return "the body has a field that is not known; known are amount_minor, currency, payment_method, merchant_reference, psp"

@@ -28,6 +28,14 @@ pub struct PaymentOrderRequestedEvent {
     pub expires_at: OffsetDateTime,
 }
 
+/// True for what can be a PSP's token: a letter, then letters, digits, `_` and `-`, at most 255 in all. A card number begins with a
+/// digit and is none.
+pub fn is_payment_method_token(text: &str) -> bool {
+    text.len() <= 255
+        && text.as_bytes().first().is_some_and(u8::is_ascii_alphabetic)
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
 impl Event for PaymentOrderRequestedEvent {
     const TYPE: &'static str = "PaymentOrderRequestedEvent";
     const SCHEMA: &'static str = include_str!("../avro/payment_order_requested_event.avsc");

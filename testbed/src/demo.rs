@@ -167,6 +167,8 @@ async fn drive(
     let progress = Arc::new(Progress::default());
     let scene = Scene::new(demo, databases, &progress);
     let driving = async {
+        let mut all = load.run_ahead(&progress).await?;
+        scene.until_some_are_settled(load.ahead()).await?;
         let loading = async {
             let sent = load.run(&progress).await?;
             scene.load_has_ended();
@@ -175,8 +177,9 @@ async fn drive(
         let broker = if demo.stall_broker { Some(broker(stack)?) } else { None };
         let killing = kills::carry_out(demo, &scene, circle, broker);
         let (sent, kills) = tokio::try_join!(loading, killing)?;
+        all.extend(sent);
         scene.until_settled().await?;
-        anyhow::Ok((sent, kills))
+        anyhow::Ok((all, kills))
     };
     tokio::select! {
         driven = driving => {

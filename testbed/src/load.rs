@@ -1,7 +1,10 @@
 //! Sends payments at a fixed rate, and keeps asking until each has an answer.
 //!
-//! An open loop: when a payment is sent depends on the clock alone, never on earlier answers, so that a service that stalls is
-//! not asked less. A payment that gets no answer (connection refused or cut, time-out, 5xx) is asked for again under the same
+//! The first few payments go one after another, and the demo waits for them: a circle that has just been started has members to
+//! find and connections to open. They count like all others.
+//!
+//! Then an open loop: when a payment is sent depends on the clock alone, never on earlier answers, so that a service that stalls
+//! is not asked less. A payment that gets no answer (connection refused or cut, time-out, 5xx) is asked for again under the same
 //! Idempotency-Key, as a careful client does; after [`Load::give_up_after`] its outcome is unknown to the client.
 
 use std::sync::Arc;
@@ -19,7 +22,10 @@ use uuid::Uuid;
 
 use crate::oracle::books::{Sent, Told};
 
-/// Payments that wait for their answer at once. Beyond it the schedule slips, which [`Progress::open`] shows.
+/// One payment in so many goes ahead of the load, up to a limit.
+const AHEAD_ONE_IN: usize = 20;
+const AHEAD_MAX: usize = 20;
+/// Payments that wait for their answer at once. Beyond it the schedule slips.
 const OPEN_MAX: usize = 4_096;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -49,8 +55,6 @@ pub struct Progress {
     pub sent: AtomicUsize,
     /// Payments with a 201.
     pub accepted: AtomicUsize,
-    /// Payments without an answer yet.
-    pub open: AtomicUsize,
     /// Requests sent again.
     pub repeated: AtomicUsize,
 }
@@ -71,33 +75,35 @@ pub struct Wish {
 }
 
 impl Load {
-    /// Sends everything. Returns when each payment has its answer, in the order of sending.
+    /// How many payments go ahead.
+    pub fn ahead(&self) -> usize {
+        AHEAD_MAX.min(self.payments / AHEAD_ONE_IN)
+    }
+
+    /// Sends the payments that go ahead, one after another.
+    pub async fn run_ahead(&self, progress: &Progress) -> Result<Vec<Sent>> {
+        let client = client()?;
+        let mut sent = Vec::new();
+        for number in 0..self.ahead() {
+            sent.push(self.pay(&client, number, progress).await);
+        }
+        Ok(sent)
+    }
+
+    /// Sends all others at the rate. Returns when each has its answer, in the order of sending.
     pub async fn run(&self, progress: &Arc<Progress>) -> Result<Vec<Sent>> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(ANSWER_LIMIT)
-            .pool_max_idle_per_host(256)
-            .build()
-            .context("build a client")?;
+        let client = client()?;
         let room = Arc::new(Semaphore::new(OPEN_MAX));
         let begun = Instant::now();
         let mut asking = JoinSet::new();
-        for (number, due) in (0..self.payments).zip(schedule(self.rate)) {
+        for (number, due) in (self.ahead()..self.payments).zip(schedule(self.rate)) {
             tokio::time::sleep_until(begun + due).await;
             let permit = Arc::clone(&room).acquire_owned().await.context("wait for room")?;
             let (load, client, progress) = (self.clone(), client.clone(), Arc::clone(progress));
             asking.spawn(async move {
-                progress.sent.fetch_add(1, Ordering::Relaxed);
-                progress.open.fetch_add(1, Ordering::Relaxed);
-                let wish = draw(load.seed, number);
-                let outcome = load.ask(&client, &wish, &progress).await;
-                progress.open.fetch_sub(1, Ordering::Relaxed);
-                if matches!(outcome, Told::Accepted { .. }) {
-                    progress.accepted.fetch_add(1, Ordering::Relaxed);
-                }
+                let sent = load.pay(&client, number, &progress).await;
                 drop(permit);
-                let Wish { merchant_reference, amount_minor, currency, .. } = wish;
-                (number, Sent { merchant_reference, amount_minor, currency: currency.to_owned(), outcome })
+                (number, sent)
             });
         }
         let mut sent = Vec::with_capacity(self.payments);
@@ -106,6 +112,17 @@ impl Load {
         }
         sent.sort_by_key(|(number, _)| *number);
         Ok(sent.into_iter().map(|(_, sent)| sent).collect())
+    }
+
+    async fn pay(&self, client: &reqwest::Client, number: usize, progress: &Progress) -> Sent {
+        progress.sent.fetch_add(1, Ordering::Relaxed);
+        let wish = draw(self.seed, number);
+        let outcome = self.ask(client, &wish, progress).await;
+        if matches!(outcome, Told::Accepted { .. }) {
+            progress.accepted.fetch_add(1, Ordering::Relaxed);
+        }
+        let Wish { merchant_reference, amount_minor, currency, .. } = wish;
+        Sent { merchant_reference, amount_minor, currency: currency.to_owned(), outcome }
     }
 
     /// Asks until there is an answer that says yes or no.
@@ -161,6 +178,11 @@ impl Load {
             status => Err(format!("{status}: {text}")),
         }
     }
+}
+
+fn client() -> Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().no_proxy().timeout(ANSWER_LIMIT).pool_max_idle_per_host(256);
+    builder.build().context("build a client")
 }
 
 /// When each payment is due, counted from the beginning.

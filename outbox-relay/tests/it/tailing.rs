@@ -1,11 +1,8 @@
 //! Snapshot-window tailing under concurrency, beside the two usual ways, which fail.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use outbox_relay::{store, window::Cursor};
@@ -15,6 +12,9 @@ use crate::{
     rig::{Rig, eventually},
     workload::{self, Dice, Verdict, judge},
 };
+
+/// Enough for every way of committing to meet every other.
+const EVENTS: usize = 2_500;
 
 type Seen = Vec<(String, i64)>;
 
@@ -128,14 +128,9 @@ async fn every_committed_row_is_seen_once_in_order_per_key_where_the_usual_ways_
     let rig = Rig::without_topic("tailing").await?;
     let seed = u64::from(std::process::id());
     println!("seed {seed}");
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let done = AtomicBool::new(false);
     let writing = async {
-        let stopper = async {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            stop.store(true, Ordering::Relaxed);
-            anyhow::Ok(())
-        };
-        let (committed, ()) = tokio::try_join!(workload::write(&rig, 16, seed, Arc::clone(&stop)), stopper)?;
+        let committed = workload::write(&rig, 16, seed, EVENTS).await?;
         done.store(true, Ordering::Release);
         anyhow::Ok(committed)
     };
@@ -150,7 +145,6 @@ async fn every_committed_row_is_seen_once_in_order_per_key_where_the_usual_ways_
         "committed {}, connection cut {cuts} times; ours, by id, by xid: {verdicts:?}",
         committed.total()
     );
-    assert!(committed.total() > 1_000, "too few events to prove anything: {}", committed.total());
     assert!(cuts > 0, "the connection was never cut");
     assert_eq!(verdicts[0], Verdict::default(), "ours, seed {seed}");
     assert!(verdicts[1].lost > 0, "the control must lose rows: {:?}", verdicts[1]);
@@ -164,12 +158,16 @@ async fn the_relay_publishes_every_committed_row_in_order_per_key_while_its_sess
     let rig = Rig::new("stress").await?;
     let relay = Rig::relay(rig.run_config()?);
     let seed = u64::from(std::process::id()) + 1;
-    let stop = Arc::new(AtomicBool::new(false));
+    let done = AtomicBool::new(false);
+    let writing = async {
+        let committed = workload::write(&rig, 12, seed, EVENTS).await?;
+        done.store(true, Ordering::Release);
+        anyhow::Ok(committed)
+    };
     let cutting = async {
         let mut superuser = rig.connect("postgres").await?;
         let (mut dice, mut cut) = (Dice(seed), 0i64);
-        let until = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < until {
+        while !done.load(Ordering::Acquire) {
             tokio::time::sleep(Duration::from_millis(300 + dice.below(900))).await;
             // One session of the relay at a time: lock, read or save.
             cut += sqlx::query_scalar::<_, i64>(
@@ -180,17 +178,16 @@ async fn the_relay_publishes_every_committed_row_in_order_per_key_while_its_sess
             .fetch_one(&mut superuser)
             .await?;
         }
-        stop.store(true, Ordering::Relaxed);
         anyhow::Ok(cut)
     };
-    let (committed, cut) = tokio::try_join!(workload::write(&rig, 12, seed, Arc::clone(&stop)), cutting)?;
+    let (committed, cut) = tokio::try_join!(writing, cutting)?;
     rig.drained(Duration::from_secs(30)).await?;
     relay.stop().await?;
     let seen: Seen =
         rig.records().await?.iter().map(|record| (record.key.clone(), step_of(&record.value))).collect();
     let verdict = judge(&committed, &seen);
     println!("committed {}, sessions cut {cut}, {verdict:?}", committed.total());
-    assert!(cut > 0 && committed.total() > 500, "cut {cut}, committed {}", committed.total());
+    assert!(cut > 0, "no session was cut");
     assert_eq!(Verdict { duplicates: 0, ..verdict }, Verdict::default(), "seed {seed}");
     Ok(())
 }

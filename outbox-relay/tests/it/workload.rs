@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -42,13 +42,8 @@ impl Dice {
     }
 }
 
-/// Runs `writers` writers until `stop`, and says what they committed.
-pub(crate) async fn write(
-    rig: &Rig,
-    writers: u64,
-    seed: u64,
-    stop: Arc<AtomicBool>,
-) -> anyhow::Result<Committed> {
+/// Runs `writers` writers until they have committed `events` events, and says which.
+pub(crate) async fn write(rig: &Rig, writers: u64, seed: u64, events: usize) -> anyhow::Result<Committed> {
     let mut owner = rig.connect("payment_outbox").await?;
     sqlx::raw_sql("CREATE TABLE aggregates (key text PRIMARY KEY, step bigint NOT NULL); GRANT SELECT, UPDATE ON aggregates TO executor")
         .execute(&mut owner)
@@ -63,13 +58,16 @@ pub(crate) async fn write(
         .execute(&mut owner)
         .await?;
     let committed = Arc::new(Mutex::new(Committed::default()));
+    let count = Arc::new(AtomicUsize::new(0));
     let tasks = (0..writers).map(|writer| {
-        let (stop, committed) = (Arc::clone(&stop), Arc::clone(&committed));
+        let (count, committed) = (Arc::clone(&count), Arc::clone(&committed));
         async move {
             let mut connection = rig.connect("executor").await?;
             let mut dice = Dice(seed.wrapping_mul(1_000_003) + writer);
-            while !stop.load(Ordering::Relaxed) {
-                for (key, step) in one_transaction(&mut connection, writer, &mut dice).await? {
+            while count.load(Ordering::Relaxed) < events {
+                let steps = one_transaction(&mut connection, writer, &mut dice).await?;
+                count.fetch_add(steps.len(), Ordering::Relaxed);
+                for (key, step) in steps {
                     let mut committed = committed.lock().unwrap();
                     let last = committed.last_step.entry(key).or_default();
                     *last = (*last).max(step);

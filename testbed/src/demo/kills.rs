@@ -71,7 +71,7 @@ pub struct Kill {
     pub in_flight: i64,
     /// What that is.
     pub of_what: &'static str,
-    /// Since the load began.
+    /// Since the first payment.
     pub after: Duration,
     /// From the kill until its work went on: a standby led, or it was ready again.
     pub back_after: Duration,
@@ -114,7 +114,7 @@ pub(super) async fn carry_out(
     let mut recoveries = JoinSet::new();
     for (number, due) in schedule(demo).into_iter().enumerate() {
         tokio::time::sleep_until(begun + due).await;
-        let Some(kill) = killer.one(turn(number), begun).await? else { continue };
+        let Some(kill) = killer.one(turn(number), scene).await? else { continue };
         scene.killed(&kill);
         let (index, databases) = (kills.len(), databases.clone());
         recoveries.spawn(async move { (index, until_caught_up(&databases).await) });
@@ -151,14 +151,14 @@ struct Killer<'a> {
 }
 
 impl Killer<'_> {
-    async fn one(&mut self, turn: Turn, begun: Instant) -> Result<Option<Kill>> {
+    async fn one(&mut self, turn: Turn, scene: &Scene<'_>) -> Result<Option<Kill>> {
         let looking_since = Instant::now();
         while looking_since.elapsed() < OCCASION_LIMIT {
             if let Some(victim) = victim(turn, self.circle).await {
                 let from = OffsetDateTime::now_utc();
                 let in_flight = self.kill_if_busy(turn, victim).await?;
                 if in_flight > 0 {
-                    let (killed_at, after) = (Instant::now(), begun.elapsed());
+                    let (killed_at, after) = (Instant::now(), scene.elapsed());
                     let successor = bring_back(turn, victim, self.circle).await?;
                     if turn == Turn::Executor {
                         self.executor_since = from;
@@ -259,9 +259,9 @@ async fn leader(relays: &[Service]) -> Option<&Service> {
 
 fn of_what(turn: Turn) -> &'static str {
     match turn {
-        Turn::ResultRelay | Turn::RequestRelay => "events not yet published",
-        Turn::Executor => "open calls to the PSP, and an open transaction of results",
-        Turn::PaymentService => "results not yet applied, some of them in an open transaction",
+        Turn::ResultRelay | Turn::RequestRelay => "events under way",
+        Turn::Executor => "calls to the PSP open",
+        Turn::PaymentService => "results being applied",
     }
 }
 

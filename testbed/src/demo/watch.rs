@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tokio::time::Instant;
 
 use super::Demo;
@@ -15,6 +15,8 @@ use crate::load::Progress;
 use crate::store::{Counts, Databases, Remaining};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// For the first payments to settle.
+const TURNING_LIMIT: Duration = Duration::from_mins(1);
 /// Without any change for so long, what is left will not settle any more: the oracle shall say what it is.
 const STALLED_AFTER: Duration = Duration::from_secs(90);
 
@@ -46,6 +48,10 @@ impl<'a> Scene<'a> {
 
     pub(super) fn databases(&self) -> &'a Databases {
         self.databases
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     pub(super) fn load_has_ended(&self) {
@@ -85,6 +91,21 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// Waits until more than half of these payments are settled: the circle turns. Some of the others may be ambiguous.
+    pub(super) async fn until_some_are_settled(&self, payments: usize) -> Result<()> {
+        let enough = i64::try_from(payments.div_ceil(2)).unwrap_or(i64::MAX);
+        let begun = Instant::now();
+        while self.databases.counts().await?.settled() < enough {
+            ensure!(
+                begun.elapsed() < TURNING_LIMIT,
+                "of {payments} payments that went ahead not half are settled after {} s",
+                TURNING_LIMIT.as_secs()
+            );
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
     /// Waits until nothing is left to do, or nothing moves any more.
     pub(super) async fn until_settled(&self) -> Result<()> {
         let (mut before, mut changed_at) = (Remaining::default(), Instant::now());
@@ -114,10 +135,12 @@ impl<'a> Scene<'a> {
         let Counts { successful, failed, needs_review, .. } = self.databases.counts().await?;
         let number = |counter: &std::sync::atomic::AtomicUsize| counter.load(Ordering::Relaxed);
         let mut text = format!(
-            "{:>7.1} s  sent {} of {}, accepted {}, settled {} ({successful} successful, {failed} failed), kills {} of {}",
-            self.begun.elapsed().as_secs_f64(),
+            "{:>7.1} s  sent {} of {} ({} repeats), accepted {}, settled {} ({successful} successful, {failed} failed), \
+             kills {} of {}",
+            self.elapsed().as_secs_f64(),
             number(&self.progress.sent),
             self.demo.payments,
+            number(&self.progress.repeated),
             number(&self.progress.accepted),
             successful + failed + needs_review,
             self.kills.borrow(),
