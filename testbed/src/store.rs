@@ -122,12 +122,8 @@ impl Databases {
         unpublished(&self.executor, before).await
     }
 
-    /// Calls to the PSP that were begun between these moments and have not ended, if a transaction that records results is open
-    /// now; else 0.
+    /// Calls to the PSP that were begun between these moments and have not ended.
     pub async fn open_calls(&self, since: OffsetDateTime, before: OffsetDateTime) -> Result<i64> {
-        if !in_transaction(&self.executor, "outbox.events").await? {
-            return Ok(0);
-        }
         sqlx::query_scalar(
             "SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED' AND started_at >= $1 AND started_at < $2",
         )
@@ -138,13 +134,14 @@ impl Databases {
         .context("count the calls in flight")
     }
 
-    /// Result events written before this moment that are not applied, if some are in a transaction that is open now; else 0.
-    pub async fn being_applied(&self, before: OffsetDateTime) -> Result<i64> {
-        if in_transaction(&self.payments, "payments.processed_events").await? {
-            self.unapplied(before).await
-        } else {
-            Ok(0)
-        }
+    /// Whether a transaction that has written to this table of the executor's database is open.
+    pub async fn executor_writes(&self, table: &str) -> Result<bool> {
+        writes(&self.executor, table).await
+    }
+
+    /// Whether a transaction that has written to this table of the payment service's database is open.
+    pub async fn payment_service_writes(&self, table: &str) -> Result<bool> {
+        writes(&self.payments, table).await
     }
 
     /// Result events written before this moment that are not applied.
@@ -265,15 +262,15 @@ async fn unpublished(pool: &PgPool, before: OffsetDateTime) -> Result<i64> {
         .context("count the events that are not published")
 }
 
-/// Whether a transaction that has written to this table is open: its lock is held until the transaction has ended.
-async fn in_transaction(pool: &PgPool, table: &str) -> Result<bool> {
+/// The lock of a writer is held until its transaction has ended.
+async fn writes(pool: &PgPool, table: &str) -> Result<bool> {
     sqlx::query_scalar(
         "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = $1::regclass AND mode = 'RowExclusiveLock' AND granted)",
     )
     .bind(table)
     .fetch_one(pool)
     .await
-    .with_context(|| format!("look for a transaction on {table}"))
+    .with_context(|| format!("look for a transaction that writes to {table}"))
 }
 
 async fn count(pool: &PgPool, sql: &'static str) -> Result<i64> {

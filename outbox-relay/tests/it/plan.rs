@@ -39,7 +39,9 @@ async fn windows_and_pages_touch_what_they_return() -> anyhow::Result<()> {
     let late_id = rig.append(&mut late, "late", 1).await?;
     sqlx::query(many).bind(1).execute(&mut service).await?;
     let from = store::open_window(&mut relay, &Snapshot::nothing()).await?.to;
-    assert_eq!(from.in_progress.len(), 1, "{from}");
+    // A snapshot knows the transactions of all databases of the server: other tests' too.
+    let running = i64::try_from(from.in_progress.len())?;
+    assert!(running >= 1, "{from}");
     for _ in 0..3 {
         sqlx::query(many).bind(20_000).execute(&mut service).await?;
     }
@@ -70,8 +72,9 @@ async fn windows_and_pages_touch_what_they_return() -> anyhow::Result<()> {
     println!(
         "blocks touched: opening a window of 60,001 rows {opening}, a page of 500 at most {worst}; the table has {all}"
     );
-    // A page: its own rows' blocks of heap and index, and the roots of eight partitions' indexes, twice.
-    assert!(worst < 200, "a page touched {worst} blocks");
+    // A page: its own rows' blocks of heap and index, and the roots of eight partitions' indexes, once for the page and once per
+    // transaction that was running.
+    assert!(worst < 200 + 40 * running, "a page touched {worst} blocks");
     assert!(opening < all / 2, "opening a window touched {opening} blocks of {all}");
     relay.close().await?;
     Ok(())

@@ -10,7 +10,7 @@
 //! finished. That is what it takes with it.
 //!
 //! Moments are chosen where a wrong order of steps shows: the payment service dies within a transaction that applies results, the
-//! executor within calls to the PSP and a transaction that records results, a relay with records that the broker has not
+//! executor with calls to the PSP open and within a transaction that records results, a relay with records that the broker has not
 //! acknowledged. For the last the broker has to stand still for a moment too: usually it is too quick to be caught.
 
 use std::fmt;
@@ -32,6 +32,11 @@ use crate::store::Databases;
 
 /// For something to be in flight.
 const OCCASION_LIMIT: Duration = Duration::from_secs(5);
+/// Up to here a process is to die within a transaction; after that any moment with something in flight will do.
+const CHOOSY_LIMIT: Duration = Duration::from_secs(3);
+/// What was sent to the database before the process was stopped is done after this time, a COMMIT above all. A transaction that is
+/// still open then dies with the process.
+const DATABASE_SETTLES: Duration = Duration::from_millis(30);
 /// What is under way to a broker that stands still is enough for a kill when it is so many events, or after so long.
 const STALL_EVENTS: i64 = 30;
 const STALL_LIMIT: Duration = Duration::from_millis(400);
@@ -109,11 +114,13 @@ pub(super) async fn carry_out(
 ) -> Result<Vec<Kill>> {
     let databases = scene.databases();
     let begun = Instant::now();
-    let mut killer = Killer { circle, databases, broker, executor_since: OffsetDateTime::now_utc() };
+    let mut killer =
+        Killer { circle, databases, broker, executor_since: OffsetDateTime::now_utc(), number: 0 };
     let mut kills = Vec::new();
     let mut recoveries = JoinSet::new();
     for (number, due) in schedule(demo).into_iter().enumerate() {
         tokio::time::sleep_until(begun + due).await;
+        killer.number = number;
         let Some(kill) = killer.one(turn(number), scene).await? else { continue };
         scene.killed(&kill);
         let (index, databases) = (kills.len(), databases.clone());
@@ -148,6 +155,8 @@ struct Killer<'a> {
     broker: Option<Identity>,
     /// Calls to the PSP that were begun before died with the executor before this one.
     executor_since: OffsetDateTime,
+    /// The number of this kill.
+    number: usize,
 }
 
 impl Killer<'_> {
@@ -156,7 +165,8 @@ impl Killer<'_> {
         while looking_since.elapsed() < OCCASION_LIMIT {
             if let Some(victim) = victim(turn, self.circle).await {
                 let from = OffsetDateTime::now_utc();
-                let in_flight = self.kill_if_busy(turn, victim).await?;
+                let choosy = looking_since.elapsed() < CHOOSY_LIMIT;
+                let in_flight = self.kill_if_busy(turn, victim, choosy).await?;
                 if in_flight > 0 {
                     let (killed_at, after) = (Instant::now(), scene.elapsed());
                     let successor = bring_back(turn, victim, self.circle).await?;
@@ -182,16 +192,38 @@ impl Killer<'_> {
     }
 
     /// Stops the victim; kills it if it has something in its hands, else lets it go on. Says how much that was.
-    async fn kill_if_busy(&self, turn: Turn, victim: &Service) -> Result<i64> {
+    async fn kill_if_busy(&self, turn: Turn, victim: &Service, choosy: bool) -> Result<i64> {
         let _stall = self.stall(turn).await?;
         let before = OffsetDateTime::now_utc();
         victim.pause()?;
-        let in_flight = self.in_flight(turn, before).await;
+        let in_flight = match self.within_transaction(turn).await {
+            Ok(false) if choosy => Ok(0),
+            Ok(_) => self.in_flight(turn, before).await,
+            Err(error) => Err(error),
+        };
         match in_flight {
             Ok(1..) => victim.kill(),
             Ok(_) | Err(_) => victim.resume()?,
         }
         in_flight
+    }
+
+    /// Whether the victim, which stands still, has a transaction open that it will not commit any more. Relays have none that
+    /// matters: what they do is not in the database.
+    async fn within_transaction(&self, turn: Turn) -> Result<bool> {
+        let open = async || match turn {
+            Turn::RequestRelay | Turn::ResultRelay => Ok(true),
+            // A result and its event must be one transaction: were they two, one kill would fall into the first and one into
+            // the second.
+            Turn::Executor if self.number % 2 == 1 => self.databases.executor_writes("outbox.events").await,
+            Turn::Executor => self.databases.executor_writes("executor.psp_results").await,
+            Turn::PaymentService => self.databases.payment_service_writes("payments.processed_events").await,
+        };
+        if !open().await? {
+            return Ok(false);
+        }
+        tokio::time::sleep(DATABASE_SETTLES).await;
+        open().await
     }
 
     /// What was begun before this moment and is not finished.
@@ -200,7 +232,7 @@ impl Killer<'_> {
             Turn::RequestRelay => self.databases.unpublished_requests(before).await,
             Turn::ResultRelay => self.databases.unpublished_results(before).await,
             Turn::Executor => self.databases.open_calls(self.executor_since, before).await,
-            Turn::PaymentService => self.databases.being_applied(before).await,
+            Turn::PaymentService => self.databases.unapplied(before).await,
         }
     }
 
