@@ -1,6 +1,6 @@
 //! Sends payments at a fixed rate, and keeps asking until each has an answer.
 //!
-//! The first few payments go one after another, and the demo waits for them: a circle that has just been started has members to
+//! The first few payments go ahead, all at once, and the demo waits for them: a circle that has just been started has members to
 //! find and connections to open. They count like all others.
 //!
 //! Then an open loop: when a payment is sent depends on the clock alone, never on earlier answers, so that a service that stalls
@@ -80,14 +80,11 @@ impl Load {
         AHEAD_MAX.min(self.payments / AHEAD_ONE_IN)
     }
 
-    /// Sends the payments that go ahead, one after another.
+    /// Sends the payments that go ahead.
     pub async fn run_ahead(&self, progress: &Progress) -> Result<Vec<Sent>> {
         let client = client()?;
-        let mut sent = Vec::new();
-        for number in 0..self.ahead() {
-            sent.push(self.pay(&client, number, progress).await);
-        }
-        Ok(sent)
+        let paying = (0..self.ahead()).map(|number| self.pay(&client, number, progress));
+        Ok(futures::future::join_all(paying).await)
     }
 
     /// Sends all others at the rate. Returns when each has its answer, in the order of sending.
