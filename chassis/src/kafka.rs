@@ -13,6 +13,8 @@ pub fn client(config: &KafkaConfig, client_id: &str) -> ClientConfig {
         // Java clients hash keys with murmur2: the same key lands in the same partition, whoever produces it.
         .set("partitioner", "murmur2_random")
         .set("socket.keepalive.enable", "true")
+        // A small request must not wait until the one before it is acknowledged by the other side's TCP.
+        .set("socket.nagle.disable", "true")
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000");
     client

@@ -73,7 +73,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let metrics = Metrics::new(&registry, &psps)?;
     let readiness = admin::Readiness::default();
     admin::serve(&config.admin, registry, readiness.clone(), &shutdown).await?;
-    let pool = store::pool(&config.postgres)?;
+    let pool = postgres::pool(&config.postgres, "executor")?;
     if !database_ready(&pool, &shutdown).await {
         return Ok(());
     }

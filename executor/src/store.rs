@@ -4,9 +4,8 @@ pub mod results;
 
 use std::time::Duration;
 
-use chassis::{config::PostgresConfig, postgres::connect_options};
 use secrecy::SecretString;
-use sqlx::{PgConnection, PgPool, Row as _, postgres::PgPoolOptions, postgres::PgRow};
+use sqlx::{PgConnection, PgPool, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -14,18 +13,6 @@ use crate::{
     psp::{Answer, Call, Operation, Order},
     request::{Quarantined, Request},
 };
-
-/// The pool of the process.
-pub fn pool(config: &PostgresConfig) -> anyhow::Result<PgPool> {
-    // Every statement here looks rows up by an index, and plans are kept: one made while the tables were empty must not be a scan
-    // of the whole table, which is what an empty table is best read by.
-    let by_index =
-        [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("jit", "off")];
-    Ok(PgPoolOptions::new()
-        .max_connections(config.database_pool_size)
-        .acquire_timeout(Duration::from_secs(5))
-        .connect_lazy_with(connect_options(&config.database_url, "executor")?.options(by_index)))
-}
 
 /// Fails if the database does not answer, or has not been migrated.
 pub async fn check(pool: &PgPool) -> Result<(), sqlx::Error> {

@@ -49,7 +49,7 @@ pub struct RunConfig {
     #[arg(long, env = "IN_FLIGHT_MAX_KIB", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     pub in_flight_max_kib: u32,
     /// Pause between two looks at the outbox while events arrive.
-    #[arg(long, env = "POLL_BUSY", default_value = "3ms", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "POLL_BUSY", default_value = "4ms", value_parser = humantime::parse_duration)]
     pub poll_busy: Duration,
     /// Pause between two looks at the outbox when none came for a second.
     #[arg(long, env = "POLL_IDLE", default_value = "20ms", value_parser = humantime::parse_duration)]

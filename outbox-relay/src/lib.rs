@@ -38,7 +38,7 @@ use tokio::sync::Mutex;
 use crate::{catalogue::Catalogue, config::RunConfig, encode::Encoder, metrics::Metrics, store::SaveError};
 
 /// How often the leader measures its backlog.
-const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+const SAMPLE_EVERY: Duration = Duration::from_secs(15);
 
 /// What one relay process has for its whole life, whether it leads or not.
 struct Relay {

@@ -8,6 +8,7 @@
 //! too if that was not running before. When a promise is broken, logs and books stay in a folder that the report names.
 
 pub mod kills;
+mod warm_up;
 mod watch;
 
 use std::fs;
@@ -68,6 +69,9 @@ pub async fn run(demo: &Demo, interrupt: impl Future<Output = ()>) -> Result<Opt
     let ran_before = Stack::running().await?.is_some();
     let performing = async {
         let (stack, _) = Stack::up().await?;
+        if !ran_before {
+            warm_up::warm_up(&stack.kafka_bootstrap(), &stack.unique("warm-up")).await?;
+        }
         perform(demo, &stack).await.map(Some)
     };
     let outcome = tokio::select! {

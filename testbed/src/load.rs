@@ -24,7 +24,7 @@ use crate::oracle::books::{Sent, Told};
 
 /// One payment in so many goes ahead of the load, up to a limit.
 const AHEAD_ONE_IN: usize = 20;
-const AHEAD_MAX: usize = 20;
+const AHEAD_MAX: usize = 8;
 /// Payments that wait for their answer at once. Beyond it the schedule slips.
 const OPEN_MAX: usize = 4_096;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
