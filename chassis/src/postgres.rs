@@ -45,11 +45,12 @@ const BY_INDEX: [(&str, &str); 5] = [
     ("jit", "off"),
 ];
 
-/// A pool of connections for statements that look rows up by an index. It connects when first used; waiting for a free connection
-/// ends after 5 s.
+/// A pool of connections for statements that look rows up by an index. All of them are opened in the background at once: one that is
+/// opened under load costs the server more than the statement that it is opened for. Waiting for a free connection ends after 5 s.
 pub fn pool(config: &PostgresConfig, application: &str) -> anyhow::Result<PgPool> {
     Ok(PgPoolOptions::new()
         .max_connections(config.database_pool_size)
+        .min_connections(config.database_pool_size)
         .acquire_timeout(Duration::from_secs(5))
         .connect_lazy_with(connect_options(&config.database_url, application)?.options(BY_INDEX)))
 }

@@ -137,6 +137,9 @@ async fn in_folder(demo: &Demo, stack: &Stack, folder: &Path) -> Result<Report> 
 /// once: both are settings that an installation has too, with longer times.
 fn options(folder: &Path) -> Options {
     let given = [
+        // As many as two cores can use: each has to learn every statement.
+        ("executor", "DATABASE_POOL_SIZE", "6"),
+        ("payment-service", "DATABASE_POOL_SIZE", "6"),
         ("executor", "RESOLVE_AFTER", "1s"),
         ("executor", "RESOLVE_THEN", "1s,2s,5s,10s,20s,60s"),
         ("executor", "KAFKA_PROPERTIES", "group.instance.id=executor-1"),

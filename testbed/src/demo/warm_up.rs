@@ -36,8 +36,11 @@ pub(super) async fn warm_up(bootstrap: &str, topic: &str) -> Result<()> {
     for result in created {
         result.map_err(|(name, code)| anyhow::anyhow!("create the topic {name}: {code}"))?;
     }
-    let producer: FutureProducer =
-        client("true").set("linger.ms", "0").create().context("make a producer")?;
+    let producer: FutureProducer = client("true")
+        .set("linger.ms", "0")
+        .set("compression.type", "lz4")
+        .create()
+        .context("make a producer")?;
     let consumer: BaseConsumer = client("false")
         .set("group.id", "none")
         .set("enable.auto.commit", "false")
