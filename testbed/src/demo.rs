@@ -174,7 +174,7 @@ async fn drive(
     let progress = Arc::new(Progress::default());
     let scene = Scene::new(demo, databases, &progress);
     let driving = async {
-        let mut all = load.run_ahead(&progress).await?;
+        let mut all = load.run_ahead(&progress, async |sent| scene.until_settled_or_slow(sent).await).await?;
         scene.until_some_are_settled(load.ahead()).await?;
         let loading = async {
             let sent = load.run(&progress).await?;

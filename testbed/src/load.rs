@@ -1,7 +1,8 @@
 //! Sends payments at a fixed rate, and keeps asking until each has an answer.
 //!
-//! The first few payments go ahead, all at once, and the demo waits for them: a circle that has just been started has members to
-//! find and connections to open. They count like all others.
+//! The first few payments go ahead, one after the other, each when the one before is settled: a circle that has just been started
+//! has members to find, connections to open and statements to plan, and a crowd at its door would wait for all of that together.
+//! They count like all others.
 //!
 //! Then an open loop: when a payment is sent depends on the clock alone, never on earlier answers, so that a service that stalls
 //! is not asked less. A payment that gets no answer (connection refused or cut, time-out, 5xx) is asked for again under the same
@@ -24,7 +25,7 @@ use crate::oracle::books::{Sent, Told};
 
 /// One payment in so many goes ahead of the load, up to a limit.
 const AHEAD_ONE_IN: usize = 20;
-const AHEAD_MAX: usize = 8;
+const AHEAD_MAX: usize = 24;
 /// Payments that wait for their answer at once. Beyond it the schedule slips.
 const OPEN_MAX: usize = 4_096;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -80,11 +81,19 @@ impl Load {
         AHEAD_MAX.min(self.payments / AHEAD_ONE_IN)
     }
 
-    /// Sends the payments that go ahead.
-    pub async fn run_ahead(&self, progress: &Progress) -> Result<Vec<Sent>> {
+    /// Sends the payments that go ahead. After each it waits for what `settled` does with the number of them.
+    pub async fn run_ahead(
+        &self,
+        progress: &Progress,
+        settled: impl AsyncFn(usize) -> Result<()>,
+    ) -> Result<Vec<Sent>> {
         let client = client()?;
-        let paying = (0..self.ahead()).map(|number| self.pay(&client, number, progress));
-        Ok(futures::future::join_all(paying).await)
+        let mut sent = Vec::with_capacity(self.ahead());
+        for number in 0..self.ahead() {
+            sent.push(self.pay(&client, number, progress).await);
+            settled(sent.len()).await?;
+        }
+        Ok(sent)
     }
 
     /// Sends all others at the rate. Returns when each has its answer, in the order of sending.

@@ -15,6 +15,9 @@ use crate::load::Progress;
 use crate::store::{Counts, Databases, Remaining};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_OFTEN_EVERY: Duration = Duration::from_millis(10);
+/// For one payment that goes ahead.
+const AHEAD_LIMIT: Duration = Duration::from_millis(500);
 /// For the first payments to settle.
 const TURNING_LIMIT: Duration = Duration::from_mins(1);
 /// Without any change for so long, what is left will not settle any more: the oracle shall say what it is.
@@ -89,6 +92,16 @@ impl<'a> Scene<'a> {
         if let Ok(text) = self.text().await {
             self.line(&text);
         }
+    }
+
+    /// Waits until this many payments are settled, or for as long as one that is not ambiguous ever takes.
+    pub(super) async fn until_settled_or_slow(&self, payments: usize) -> Result<()> {
+        let enough = i64::try_from(payments).unwrap_or(i64::MAX);
+        let begun = Instant::now();
+        while self.databases.counts().await?.settled() < enough && begun.elapsed() < AHEAD_LIMIT {
+            tokio::time::sleep(LOOK_OFTEN_EVERY).await;
+        }
+        Ok(())
     }
 
     /// Waits until more than half of these payments are settled: the circle turns. Some of the others may be ambiguous.
