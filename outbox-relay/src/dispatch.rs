@@ -4,7 +4,7 @@
 //! Encoding goes on while the brokers acknowledge; a full producer queue is back-pressure on the reading.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -127,7 +127,7 @@ impl Dispatcher {
     fn encode(
         &self,
         mut row: OutboxRow,
-        schema_ids: &BTreeMap<&'static str, u32>,
+        schema_ids: &HashMap<&'static str, u32>,
         encoded: &mut Encoded,
     ) -> Result<(), (Box<OutboxRow>, String)> {
         let Some((schema_id, event)) =
@@ -210,7 +210,11 @@ impl Dispatcher {
                 }
                 done.published = i64::try_from(encoded.entries.len())?;
                 if unpublishable > 0 {
-                    tracing::error!(command = done.command, unpublishable, "events of a replay cannot be published any more");
+                    tracing::error!(
+                        command = done.command,
+                        unpublishable,
+                        "events of a replay cannot be published any more"
+                    );
                 }
                 self.hand_on(encoded, None, Some(done)).await
             }
@@ -258,7 +262,7 @@ impl Dispatcher {
     }
 
     /// The schema ids of these rows' types. A registry that is away, or not set up, is waited for: that is never a row's fault.
-    async fn schema_ids(&self, rows: &[OutboxRow]) -> Result<BTreeMap<&'static str, u32>, Halt> {
+    async fn schema_ids(&self, rows: &[OutboxRow]) -> Result<HashMap<&'static str, u32>, Halt> {
         let mut known = self.relay.schema_ids.lock().await;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         for row in rows {

@@ -72,7 +72,8 @@ impl Encoder {
         let Some(encoder) = self.types.get(event_type) else {
             return Err(EncodeError::UnknownEventType(event_type.to_owned()));
         };
-        let payload: Json = serde_json::from_str(payload).map_err(|error| EncodeError::Payload { path: String::new(), reason: error.to_string() })?;
+        let payload: Json = serde_json::from_str(payload)
+            .map_err(|error| EncodeError::Payload { path: String::new(), reason: error.to_string() })?;
         let value = encoder.value(payload, encoder.schema).map_err(Misfit::into_error)?;
         encoder.writer.write_value_ref(buffer, &value).map(drop).map_err(|error| EncodeError::Payload {
             path: String::new(),

@@ -175,10 +175,14 @@ async fn sample_backlog(relay: Arc<Relay>, stop: CancellationToken) {
     metrics.oldest_pending_age.set(0.0);
 }
 
-async fn backlog(relay: &Relay, session: &mut Option<PgConnection>) -> anyhow::Result<store::checks::Backlog> {
+async fn backlog(
+    relay: &Relay,
+    session: &mut Option<PgConnection>,
+) -> anyhow::Result<store::checks::Backlog> {
     let connection = match session {
         Some(connection) => connection,
-        None => session.insert(postgres::connect(&relay.config.postgres.database_url, "outbox-relay backlog").await?),
+        None => session
+            .insert(postgres::connect(&relay.config.postgres.database_url, "outbox-relay backlog").await?),
     };
     store::checks::backlog(connection, &relay.config.name).await.context("backlog")
 }

@@ -1,6 +1,8 @@
 //! What the relay reports to Prometheus.
 
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+};
 
 use crate::catalogue::Catalogue;
 
@@ -73,10 +75,7 @@ impl Metrics {
                 &["topic"],
             )?,
             failures: IntCounterVec::new(
-                Opts::new(
-                    "outbox_publish_failures_total",
-                    "Interruptions of publication, by what failed.",
-                ),
+                Opts::new("outbox_publish_failures_total", "Interruptions of publication, by what failed."),
                 &["reason"],
             )?,
             publish_duration: Histogram::with_opts(
@@ -103,9 +102,18 @@ impl Metrics {
                 "outbox_skipped_total",
                 "Events found on the topics after a takeover, and not published again.",
             )?,
-            parked_total: IntCounter::new("outbox_parked_total", "Events parked because they cannot be published.")?,
-            held_total: IntCounter::new("outbox_held_total", "Events held behind a parked one of their key.")?,
-            parked: IntGauge::new("outbox_parked_events", "Parked events not released, sampled by the leader.")?,
+            parked_total: IntCounter::new(
+                "outbox_parked_total",
+                "Events parked because they cannot be published.",
+            )?,
+            held_total: IntCounter::new(
+                "outbox_held_total",
+                "Events held behind a parked one of their key.",
+            )?,
+            parked: IntGauge::new(
+                "outbox_parked_events",
+                "Parked events not released, sampled by the leader.",
+            )?,
             held: IntGauge::new("outbox_held_events", "Held events not released, sampled by the leader.")?,
             missing: IntGauge::new(
                 "outbox_missing_events",
@@ -115,7 +123,10 @@ impl Metrics {
                 "outbox_ghost_events",
                 "Published events whose row the database has lost, sampled by the leader.",
             )?,
-            halted: IntGauge::new("relay_halted", "1 while this relay refuses to run until rebase or adopt.")?,
+            halted: IntGauge::new(
+                "relay_halted",
+                "1 while this relay refuses to run until rebase or adopt.",
+            )?,
             recycled: IntCounter::new("outbox_ring_recycled_total", "Leaves of the ring emptied.")?,
             retention_failures: IntCounter::new(
                 "outbox_retention_failures_total",

@@ -91,7 +91,13 @@ pub(crate) async fn attend(
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             };
-            tracing::info!(command = command.id, kind = command.kind.name(), operator = command.operator, after_id = command.after_id, "command taken up");
+            tracing::info!(
+                command = command.id,
+                kind = command.kind.name(),
+                operator = command.operator,
+                after_id = command.after_id,
+                "command taken up"
+            );
             let carried_out = match command.kind {
                 CommandKind::Replay => replay(&relay, connection, command, &to_dispatcher).await?,
                 CommandKind::Redrive | CommandKind::Discard => {
@@ -127,10 +133,15 @@ async fn replay(
         Err(reason) => return refuse(connection, &command, &reason).await.map(Some),
     };
     loop {
-        let rows =
-            orders::published_rows(&mut connection, &relay.config.name, command.after_id, &selection, SLICE_ROWS)
-                .await
-                .context("rows to be replayed could not be read")?;
+        let rows = orders::published_rows(
+            &mut connection,
+            &relay.config.name,
+            command.after_id,
+            &selection,
+            SLICE_ROWS,
+        )
+        .await
+        .context("rows to be replayed could not be read")?;
         let last = i64::try_from(rows.len())? < SLICE_ROWS;
         command.after_id = rows.last().map_or(command.after_id, |row| row.id);
         let mut done = nothing_done(&command);
@@ -192,7 +203,11 @@ async fn release(
     Ok(Some(connection))
 }
 
-async fn refuse(mut connection: PgConnection, command: &Command, reason: &str) -> anyhow::Result<PgConnection> {
+async fn refuse(
+    mut connection: PgConnection,
+    command: &Command,
+    reason: &str,
+) -> anyhow::Result<PgConnection> {
     tracing::error!(command = command.id, reason, "command refused: its selection is not understood");
     orders::finish(&mut connection, command.id, &format!("refused: {reason}")).await?;
     Ok(connection)

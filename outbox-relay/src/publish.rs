@@ -202,7 +202,11 @@ pub async fn topic_limits(kafka: &KafkaConfig, topics: &[String]) -> anyhow::Res
 }
 
 /// Settings of the producer, those of the installation last.
-pub fn producer_settings(kafka: &KafkaConfig, in_flight_max_kib: u32, batch_max_bytes: usize) -> ClientConfig {
+pub fn producer_settings(
+    kafka: &KafkaConfig,
+    in_flight_max_kib: u32,
+    batch_max_bytes: usize,
+) -> ClientConfig {
     let mut client = chassis::kafka::client(kafka, "outbox-relay");
     client
         .set("enable.idempotence", "true")
@@ -251,7 +255,8 @@ impl Publisher {
 
     /// Why a topic would not take a record of this size, if it would not.
     pub fn too_large(&self, topic: &str, row: &OutboxRow, record: &[u8]) -> Option<String> {
-        let trace = row.traceparent.as_ref().map_or(0, String::len) + row.tracestate.as_ref().map_or(0, String::len);
+        let trace =
+            row.traceparent.as_ref().map_or(0, String::len) + row.tracestate.as_ref().map_or(0, String::len);
         let size = record.len()
             + row.aggregate_id.len()
             + row.event_type.len()
@@ -260,7 +265,8 @@ impl Publisher {
             + HEADERS_BYTES
             + RECORD_OVERHEAD_BYTES;
         let limit = self.limits.get(topic).copied().unwrap_or(TOPIC_MAX_BYTES_DEFAULT).min(REQUEST_MAX_BYTES);
-        (size > limit).then(|| format!("the record has {size} bytes with its headers, and topic {topic} takes {limit}"))
+        (size > limit)
+            .then(|| format!("the record has {size} bytes with its headers, and topic {topic} takes {limit}"))
     }
 
     /// Hands one record to the producer, if the leader lock is proven to be held. False if its queue is full: wait, and hand it over

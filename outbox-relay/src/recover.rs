@@ -15,7 +15,7 @@ use rdkafka::{
     Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, RDKafkaErrorCode},
-    message::Headers as _,
+    message::Headers,
 };
 use schema::wire::header;
 use time::OffsetDateTime;
@@ -74,8 +74,10 @@ impl Tail {
     pub fn located(&self) -> Vec<Located> {
         let located = self.found.iter().filter_map(|(event_id, at)| {
             let topic = self.topics.get(usize::try_from(at.topic).ok()?)?;
-            let reread =
-                self.from_beginning.iter().any(|(name, partition)| name == topic && *partition == at.partition);
+            let reread = self
+                .from_beginning
+                .iter()
+                .any(|(name, partition)| name == topic && *partition == at.partition);
             (!reread).then(|| Located {
                 event_id: *event_id,
                 topic: topic.clone(),
@@ -122,7 +124,11 @@ fn read_blocking(
         if stop.is_cancelled() {
             return Ok(None);
         }
-        ensure!(last_record.elapsed() < STALLED_AFTER, "the brokers do not give the tail of {:?}", left.keys());
+        ensure!(
+            last_record.elapsed() < STALLED_AFTER,
+            "the brokers do not give the tail of {:?}",
+            left.keys()
+        );
         let message = match consumer.poll(Duration::from_millis(50)) {
             None => {
                 // Control records and gaps at the end have no message: the position tells.
@@ -206,9 +212,10 @@ fn assign(
                     }
                 },
                 From::End => high,
-                From::Time(_) => {
-                    times.as_ref().and_then(|times| times.get(&partition)).map_or(high, |at| (*at).clamp(low, high))
-                }
+                From::Time(_) => times
+                    .as_ref()
+                    .and_then(|times| times.get(&partition))
+                    .map_or(high, |at| (*at).clamp(low, high)),
             };
             if start < high {
                 assignment.add_partition_offset(topic, partition, Offset::Offset(start))?;
@@ -259,7 +266,7 @@ fn forget_finished(
 }
 
 /// The event id of a record that this outbox has published.
-fn our_event<H: rdkafka::message::Headers>(headers: Option<&H>, source: &str) -> Option<Uuid> {
+fn our_event<H: Headers>(headers: Option<&H>, source: &str) -> Option<Uuid> {
     let headers = headers?;
     let (mut event_id, mut ours) = (None, false);
     for found in headers.iter() {

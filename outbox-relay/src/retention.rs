@@ -42,7 +42,10 @@ async fn turn(relay: &Relay, stop: &CancellationToken) -> anyhow::Result<()> {
         postgres::connect(&relay.config.postgres.database_url, "outbox-relay retention").await?;
     for slot in 0..8 {
         for _ in 0..TRIES {
-            match upkeep::recycle(&mut connection, slot, keep).await.with_context(|| format!("slot {slot}"))? {
+            match upkeep::recycle(&mut connection, slot, keep)
+                .await
+                .with_context(|| format!("slot {slot}"))?
+            {
                 Recycled::Emptied => {
                     relay.metrics.recycled.inc();
                     tracing::info!(relay = relay.config.name, slot, "leaf of the ring emptied");
@@ -62,7 +65,9 @@ async fn turn(relay: &Relay, stop: &CancellationToken) -> anyhow::Result<()> {
             }
         }
     }
-    while upkeep::trim(&mut connection, keep, CHUNK_ROWS).await.context("old progress")? >= i64::from(CHUNK_ROWS) {
+    while upkeep::trim(&mut connection, keep, CHUNK_ROWS).await.context("old progress")?
+        >= i64::from(CHUNK_ROWS)
+    {
         tokio::select! {
             () = tokio::time::sleep(CHUNK_PAUSE) => {}
             () = stop.cancelled() => return Ok(()),

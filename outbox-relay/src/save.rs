@@ -82,7 +82,16 @@ impl Saver {
         seq: i64,
         offsets: PartitionOffsets,
     ) -> Self {
-        Self { relay, connection, signature, seq, offsets, saved_at: None, saved: watch::Sender::new(0), published: 0 }
+        Self {
+            relay,
+            connection,
+            signature,
+            seq,
+            offsets,
+            saved_at: None,
+            saved: watch::Sender::new(0),
+            published: 0,
+        }
     }
 
     /// A partition that no longer has the offset saved for it.
@@ -139,7 +148,12 @@ impl Saver {
             .map_or(Duration::ZERO, |at| self.relay.config.save_interval.saturating_sub(at.elapsed()))
     }
 
-    async fn save_taken(&mut self, unsaved: &mut Option<Progress>, taken: u64, finishing: bool) -> anyhow::Result<()> {
+    async fn save_taken(
+        &mut self,
+        unsaved: &mut Option<Progress>,
+        taken: u64,
+        finishing: bool,
+    ) -> anyhow::Result<()> {
         if let Some(progress) = unsaved.take() {
             if finishing {
                 crate::failpoint("R7");
@@ -180,14 +194,23 @@ impl Saver {
             if logged {
                 log(entry, partition, offset, one_by_one);
             }
-            match landed.iter_mut().find(|at| at.partition == partition && std::ptr::eq(at.topic, entry.topic)) {
+            match landed
+                .iter_mut()
+                .find(|at| at.partition == partition && std::ptr::eq(at.topic, entry.topic))
+            {
                 Some(at) => {
                     at.first = at.first.min(offset);
                     at.last = at.last.max(offset);
                     at.count += 1;
                 }
                 None => {
-                    landed.push(Landed { topic: entry.topic, partition, first: offset, last: offset, count: 1 });
+                    landed.push(Landed {
+                        topic: entry.topic,
+                        partition,
+                        first: offset,
+                        last: offset,
+                        count: 1,
+                    });
                 }
             }
         }
@@ -202,7 +225,11 @@ impl Saver {
         }
         self.published += u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
         if !one_by_one {
-            tracing::info!(events = batch.entries.len(), last_id = batch.passed.map(|(_, last)| last), "batch published");
+            tracing::info!(
+                events = batch.entries.len(),
+                last_id = batch.passed.map(|(_, last)| last),
+                "batch published"
+            );
         }
         landed
     }

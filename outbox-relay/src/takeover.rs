@@ -36,7 +36,7 @@ pub(crate) struct TakenOver {
 /// This relay refuses to run until an operator has looked.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Halted(String);
+pub(crate) struct Halted(String);
 
 /// Takes over. None if asked to stop meanwhile.
 pub(crate) async fn take_over(
@@ -178,7 +178,11 @@ fn say(relay: &str, tail: &Tail) {
         );
     }
     if !tail.complete {
-        tracing::error!(relay, kept = tail.found.len(), "the tail is longer than can be kept: some events will be published twice");
+        tracing::error!(
+            relay,
+            kept = tail.found.len(),
+            "the tail is longer than can be kept: some events will be published twice"
+        );
     }
     tracing::info!(relay, records = tail.records, ours = tail.found.len(), "tail of the topics read");
 }
@@ -188,7 +192,8 @@ async fn ghosts(connection: &mut PgConnection, relay: &str, tail: &Tail) -> anyh
     let mut ghosts = Vec::new();
     for located in tail.located().chunks(LOOKED_UP_AT_ONCE) {
         let ids: Vec<Uuid> = located.iter().map(|at| at.event_id).collect();
-        let without = guards::without_row(connection, &ids).await.context("ghosts could not be looked for")?;
+        let without =
+            guards::without_row(connection, &ids).await.context("ghosts could not be looked for")?;
         let listed: Vec<_> = located.iter().filter(|at| without.contains(&at.event_id)).cloned().collect();
         if !listed.is_empty() {
             guards::list_ghosts(connection, relay, &listed).await.context("ghosts could not be listed")?;

@@ -71,9 +71,14 @@ pub(crate) async fn lead(
                 }
                 relay.metrics.failures.with_label_values(&[ended.reason]).inc();
                 let (error, delay) = (format!("{:#}", ended.error), backoff.next_delay());
-                tracing::warn!(relay = relay.config.name, error, ?delay, "publication begins anew behind the saved cursor");
+                tracing::warn!(
+                    relay = relay.config.name,
+                    error,
+                    ?delay,
+                    "publication begins anew behind the saved cursor"
+                );
                 tokio::select! {
-                    () = shutdown.sleep(delay) => {}
+                    _ = shutdown.sleep(delay) => {}
                     () = lock.lost.cancelled() => {}
                 }
             }
@@ -125,7 +130,9 @@ async fn session(relay: &Arc<Relay>, lock: &LeaderLock, stop: &Stop) -> Result<u
         Err(panic) => Err(panic),
     };
     // In the order in which one failure causes the next.
-    for (reason, result) in [("database", read), ("database", attended), ("kafka", saved), ("kafka", dispatched)] {
+    for (reason, result) in
+        [("database", read), ("database", attended), ("kafka", saved), ("kafka", dispatched)]
+    {
         if let Err(error) = result {
             return Err(TermEnded { reason: blame(&error, reason), error, published: saver.published });
         }

@@ -29,7 +29,7 @@ const TRANSACTION_MAX_SECONDS: f64 = 300.0;
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Health {
+pub(super) enum Health {
     /// As it should be.
     Ok,
     /// It works, but somebody should know.
@@ -40,7 +40,7 @@ pub enum Health {
 
 /// One check.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub(super) struct Finding {
     /// What was looked at.
     pub check: String,
     /// How it is.
@@ -69,12 +69,17 @@ pub async fn doctor(config: &DoctorConfig) -> anyhow::Result<()> {
 }
 
 /// Looks at everything.
-pub async fn examine(config: &DoctorConfig) -> Vec<Finding> {
+pub(super) async fn examine(config: &DoctorConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     match postgres::connect(&config.relay.database_url, "outbox-relay doctor").await {
         Ok(mut connection) => {
             if let Err(error) = database(&mut connection, &config.relay.name, &mut findings).await {
-                note(&mut findings, "outbox", Health::Failure, format!("{error:#}; `outbox-relay migrate` creates it and grants its use"));
+                note(
+                    &mut findings,
+                    "outbox",
+                    Health::Failure,
+                    format!("{error:#}; `outbox-relay migrate` creates it and grants its use"),
+                );
             }
         }
         Err(error) => note(&mut findings, "PostgreSQL", Health::Failure, format!("{error:#}")),
@@ -87,7 +92,12 @@ pub async fn examine(config: &DoctorConfig) -> Vec<Finding> {
         }
     };
     let events = catalogue.events.len();
-    note(&mut findings, "catalogue", Health::Ok, format!("{events} event types, {} topics", catalogue.topics.len()));
+    note(
+        &mut findings,
+        "catalogue",
+        Health::Ok,
+        format!("{events} event types, {} topics", catalogue.topics.len()),
+    );
     if let Err(error) = brokers(config, &catalogue, &mut findings).await {
         note(&mut findings, "Kafka", Health::Failure, format!("{error:#}"));
     }
@@ -99,7 +109,11 @@ fn note(findings: &mut Vec<Finding>, check: impl Into<String>, health: Health, d
     findings.push(Finding { check: check.into(), health, detail: detail.into() });
 }
 
-async fn database(connection: &mut PgConnection, relay: &str, findings: &mut Vec<Finding>) -> anyhow::Result<()> {
+async fn database(
+    connection: &mut PgConnection,
+    relay: &str,
+    findings: &mut Vec<Finding>,
+) -> anyhow::Result<()> {
     let facts = checks::server_facts(connection).await?;
     let good = |good: bool, otherwise: Health| if good { Health::Ok } else { otherwise };
     note(
@@ -113,7 +127,11 @@ async fn database(connection: &mut PgConnection, relay: &str, findings: &mut Vec
         findings,
         "session",
         good(own, Health::Failure),
-        if own { "straight to the server" } else { "through a pooler that shares sessions: connect directly" },
+        if own {
+            "straight to the server"
+        } else {
+            "through a pooler that shares sessions: connect directly"
+        },
     );
     let server = store::server_identity(connection).await?;
     note(
@@ -126,7 +144,11 @@ async fn database(connection: &mut PgConnection, relay: &str, findings: &mut Vec
         findings,
         "role",
         good(!facts.superuser, Health::Warning),
-        if facts.superuser { "a superuser: a relay needs only outbox.grant_relay()" } else { "not a superuser" },
+        if facts.superuser {
+            "a superuser: a relay needs only outbox.grant_relay()"
+        } else {
+            "not a superuser"
+        },
     );
     note(
         findings,
@@ -139,7 +161,9 @@ async fn database(connection: &mut PgConnection, relay: &str, findings: &mut Vec
         findings,
         "clock",
         good(apart < 1.0, Health::Warning),
-        format!("server and this host lie {apart:.3} s apart; order does not depend on it, metrics of age do"),
+        format!(
+            "server and this host lie {apart:.3} s apart; order does not depend on it, metrics of age do"
+        ),
     );
     let wanted = super::migrations().iter().map(|migration| migration.version).max();
     note(
@@ -153,7 +177,11 @@ async fn database(connection: &mut PgConnection, relay: &str, findings: &mut Vec
         findings,
         "privileges",
         good(missing.is_empty(), Health::Failure),
-        if missing.is_empty() { "as outbox.grant_relay() gives them".to_owned() } else { format!("missing: {}", missing.join(", ")) },
+        if missing.is_empty() {
+            "as outbox.grant_relay() gives them".to_owned()
+        } else {
+            format!("missing: {}", missing.join(", "))
+        },
     );
     let oldest = facts.oldest_transaction_seconds.unwrap_or_default();
     note(
@@ -172,8 +200,14 @@ async fn database(connection: &mut PgConnection, relay: &str, findings: &mut Vec
     Ok(())
 }
 
-async fn brokers(config: &DoctorConfig, catalogue: &Catalogue, findings: &mut Vec<Finding>) -> anyhow::Result<()> {
-    let client = || chassis::kafka::finish(chassis::kafka::client(&config.kafka, "outbox-relay doctor"), &config.kafka);
+async fn brokers(
+    config: &DoctorConfig,
+    catalogue: &Catalogue,
+    findings: &mut Vec<Finding>,
+) -> anyhow::Result<()> {
+    let client = || {
+        chassis::kafka::finish(chassis::kafka::client(&config.kafka, "outbox-relay doctor"), &config.kafka)
+    };
     let consumer: BaseConsumer = client().create()?;
     let metadata = tokio::task::spawn_blocking(move || consumer.fetch_metadata(None, CALL_LIMIT)).await??;
     let brokers = metadata.brokers().len();
@@ -191,7 +225,8 @@ async fn brokers(config: &DoctorConfig, catalogue: &Catalogue, findings: &mut Ve
             continue;
         };
         let partitions = found.partitions().len();
-        let replication = found.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+        let replication =
+            found.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
         let options = AdminOptions::new().request_timeout(Some(CALL_LIMIT));
         let mut settings = std::collections::HashMap::new();
         for resource in admin.describe_configs([&ResourceSpecifier::Topic(name)], &options).await? {
@@ -202,7 +237,10 @@ async fn brokers(config: &DoctorConfig, catalogue: &Catalogue, findings: &mut Ve
         let kept_ms = setting("retention.ms").parse::<i128>().unwrap_or(-1);
         let kept_long_enough = kept_ms < 0 || kept_ms >= i128::try_from(topic.retention.as_millis())?;
         let partitions_fit = i32::try_from(partitions).is_ok_and(|partitions| partitions == topic.partitions);
-        let sound = kept_long_enough && partitions_fit && !setting("cleanup.policy").contains("compact") && replication >= 3;
+        let sound = kept_long_enough
+            && partitions_fit
+            && !setting("cleanup.policy").contains("compact")
+            && replication >= 3;
         note(
             findings,
             check,
@@ -230,7 +268,12 @@ async fn registry(config: &DoctorConfig, catalogue: &Catalogue, findings: &mut V
     for (event_type, event) in &catalogue.events {
         let subject = value_subject(&event.topic);
         match registry.id_of(&subject, &event.schema_text).await {
-            Ok(id) => note(findings, format!("schema {event_type}"), Health::Ok, format!("id {id} of subject {subject}")),
+            Ok(id) => note(
+                findings,
+                format!("schema {event_type}"),
+                Health::Ok,
+                format!("id {id} of subject {subject}"),
+            ),
             Err(error) => note(
                 findings,
                 format!("schema {event_type}"),

@@ -54,13 +54,17 @@ pub async fn adopt(config: &MoveConfig) -> anyhow::Result<()> {
     if config.execute {
         guards::adopt(&mut of.connection, &of.signature, &of.saved, &of.operator).await.context("adopt")?;
     }
-    super::print(config.relay.json, &serde_json::json!({ "adopted": config.execute, "seq": of.saved.seq }), || {
-        if config.execute {
-            "adopted: the relay goes on from its cursor".to_owned()
-        } else {
-            "the cursor could be adopted; nothing was done (--execute --operator NAME does it)".to_owned()
-        }
-    })
+    super::print(
+        config.relay.json,
+        &serde_json::json!({ "adopted": config.execute, "seq": of.saved.seq }),
+        || {
+            if config.execute {
+                "adopted: the relay goes on from its cursor".to_owned()
+            } else {
+                "the cursor could be adopted; nothing was done (--execute --operator NAME does it)".to_owned()
+            }
+        },
+    )
 }
 
 /// Gives the rows of the outbox transaction ids of this server. Appends wait while it runs.

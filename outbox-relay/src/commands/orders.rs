@@ -37,16 +37,24 @@ pub async fn order(kind: CommandKind, config: &OrderConfig) -> anyhow::Result<Or
         config.all != selection.is_everything() || (config.all && selection.is_everything()),
         "say which events: --event, --key, --from-id, --to-id, --since, --until, or --all"
     );
-    ensure!(!(kind == CommandKind::Replay && config.all), "replay needs a selection: it publishes again what was published");
+    ensure!(
+        !(kind == CommandKind::Replay && config.all),
+        "replay needs a selection: it publishes again what was published"
+    );
     let relay = &config.relay.name;
     let mut connection = connect(&config.relay.database_url).await?;
     let preview = orders::preview(&mut connection, relay, kind, &selection).await.context("preview")?;
     let mut ordered = Ordered { preview, command: None, published: None, result: None };
     if config.execute {
-        let (operator, note) = (config.operator.as_deref().unwrap_or_default(), config.note.as_deref().unwrap_or_default());
-        ensure!(!operator.trim().is_empty() && !note.trim().is_empty(), "--operator and --note must say something");
-        let command =
-            orders::request(&mut connection, relay, kind, &selection, operator, note).await.context("request")?;
+        let (operator, note) =
+            (config.operator.as_deref().unwrap_or_default(), config.note.as_deref().unwrap_or_default());
+        ensure!(
+            !operator.trim().is_empty() && !note.trim().is_empty(),
+            "--operator and --note must say something"
+        );
+        let command = orders::request(&mut connection, relay, kind, &selection, operator, note)
+            .await
+            .context("request")?;
         let (published, result) = wait(&mut connection, command, config.wait).await?;
         ordered =
             Ordered { command: Some(command), published: Some(published), result: Some(result), ..ordered };

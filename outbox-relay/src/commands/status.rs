@@ -62,7 +62,11 @@ pub async fn parked(config: &StatusConfig) -> anyhow::Result<()> {
     for line in stuck {
         let (id, event_id) = (line.id.unwrap_or_default(), line.event_id.unwrap_or_default());
         let (event_type, key) = (line.event_type.unwrap_or_default(), line.aggregate_id.unwrap_or_default());
-        writeln!(out, "{} {:<6} id {id} event {event_id} {event_type} key {key}: {}", line.relay, line.what, line.why)?;
+        writeln!(
+            out,
+            "{} {:<6} id {id} event {event_id} {event_type} key {key}: {}",
+            line.relay, line.what, line.why
+        )?;
     }
     Ok(())
 }

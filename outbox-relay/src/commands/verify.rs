@@ -32,10 +32,15 @@ pub async fn verify(config: &VerifyConfig) -> anyhow::Result<Verification> {
     loop {
         let after = events.last().map_or(0, |(id, _)| *id);
         let page =
-            checks::published_since(&mut connection, relay, config.since, after, i64::try_from(CHUNK)?).await?;
+            checks::published_since(&mut connection, relay, config.since, after, i64::try_from(CHUNK)?)
+                .await?;
         let last = page.len() < CHUNK;
         events.extend(page);
-        ensure!(events.len() <= COMPARED_MAX, "more than {COMPARED_MAX} events since {}: ask for less", config.since);
+        ensure!(
+            events.len() <= COMPARED_MAX,
+            "more than {COMPARED_MAX} events since {}: ask for less",
+            config.since
+        );
         if last {
             break;
         }
@@ -78,7 +83,9 @@ pub async fn verify(config: &VerifyConfig) -> anyhow::Result<Verification> {
             (missing, Some(command)) => {
                 format!("{missing} events were missing and are published again (last command {command})")
             }
-            (missing, None) => format!("{missing} events are missing (--execute --operator NAME publishes them)"),
+            (missing, None) => {
+                format!("{missing} events are missing (--execute --operator NAME publishes them)")
+            }
         };
         format!(
             "since {}: {} events that should be on the topics, {} records of this outbox there; {what}",

@@ -255,7 +255,8 @@ pub async fn server_facts(connection: &mut PgConnection) -> Result<ServerFacts, 
     .fetch_one(&mut *connection)
     .await?;
     // A role without the outbox's grants may still run doctor, and be told so.
-    let migrated = sqlx::query_scalar("SELECT max(version) FROM outbox.migrations").fetch_one(&mut *connection).await;
+    let migrated =
+        sqlx::query_scalar("SELECT max(version) FROM outbox.migrations").fetch_one(&mut *connection).await;
     Ok(ServerFacts {
         version: row.try_get("version")?,
         superuser: row.try_get("superuser")?,
@@ -288,9 +289,13 @@ pub async fn missing_privileges(connection: &mut PgConnection) -> Result<Vec<Str
 /// process answers every time. Behind a pooler that shares server sessions one of the three is missing.
 pub async fn session_is_own(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let mark = Uuid::now_v7().to_string();
-    let begun: String =
-        sqlx::query_scalar("SELECT current_setting('idle_in_transaction_session_timeout')").fetch_one(&mut *connection).await?;
-    sqlx::query("SELECT set_config('outbox.session', $1, false)").bind(&mark).execute(&mut *connection).await?;
+    let begun: String = sqlx::query_scalar("SELECT current_setting('idle_in_transaction_session_timeout')")
+        .fetch_one(&mut *connection)
+        .await?;
+    sqlx::query("SELECT set_config('outbox.session', $1, false)")
+        .bind(&mark)
+        .execute(&mut *connection)
+        .await?;
     let mut answered_by = Vec::new();
     for _ in 0..3 {
         let (pid, found): (i32, Option<String>) =

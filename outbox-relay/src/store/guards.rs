@@ -3,7 +3,7 @@
 use sqlx::{Connection as _, PgConnection, Row as _};
 use uuid::Uuid;
 
-use super::{PartitionOffsets, ServerIdentity, SavedCursor, Signature};
+use super::{PartitionOffsets, SavedCursor, ServerIdentity, Signature};
 
 /// Why a relay must not run, if it must not.
 pub async fn halted(connection: &mut PgConnection, relay: &str) -> Result<Option<String>, sqlx::Error> {

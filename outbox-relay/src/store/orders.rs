@@ -361,7 +361,8 @@ pub async fn published_rows(
         selected!(),
         " ORDER BY e.id LIMIT $9"
     ));
-    let rows = bind_selection(query, relay, selection).bind(after_id).bind(limit).fetch_all(connection).await?;
+    let rows =
+        bind_selection(query, relay, selection).bind(after_id).bind(limit).fetch_all(connection).await?;
     rows.iter().map(outbox_row).collect()
 }
 

@@ -16,11 +16,7 @@ pub enum Recycled {
 }
 
 /// Empties a leaf of the ring if it may be.
-pub async fn recycle(
-    connection: &mut PgConnection,
-    slot: i16,
-    keep: Duration,
-) -> anyhow::Result<Recycled> {
+pub async fn recycle(connection: &mut PgConnection, slot: i16, keep: Duration) -> anyhow::Result<Recycled> {
     let row = sqlx::query("SELECT removed, refused FROM outbox.recycle($1, $2)")
         .bind(slot)
         .bind(interval(keep)?)

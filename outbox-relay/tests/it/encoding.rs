@@ -35,7 +35,7 @@ fn our_events_are_written_as_another_implementation_writes_them() -> anyhow::Res
     assert!(vectors.len() >= 5);
     for vector in vectors {
         let mut body = Vec::new();
-        encoder.encode(vector["event_type"].as_str().unwrap(), vector["json"].clone(), &mut body)?;
+        encoder.encode(vector["event_type"].as_str().unwrap(), &vector["json"].to_string(), &mut body)?;
         let text = vector["body"].as_str().unwrap();
         let written = (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16));
         assert_eq!(body, written.collect::<Result<Vec<u8>, _>>()?, "{}", vector["json"]);
@@ -64,7 +64,7 @@ fn rich() -> Value {
 #[test]
 fn nested_records_references_maps_defaults_and_unions_are_written() -> anyhow::Result<()> {
     let mut body = Vec::new();
-    encoder(RICH)?.encode("E", rich(), &mut body)?;
+    encoder(RICH)?.encode("E", &rich().to_string(), &mut body)?;
     let schema = apache_avro::Schema::parse_str(RICH)?;
     let value = apache_avro::reader::datum::GenericDatumReader::builder(&schema)
         .build()?
@@ -101,10 +101,10 @@ fn what_does_not_fit_is_refused_with_its_place_and_reason() -> anyhow::Result<()
         let mut payload = rich();
         payload[field] = value;
         let expected = EncodeError::Payload { path: path.to_owned(), reason: reason.to_owned() };
-        assert_eq!(encoder.encode("E", payload, &mut Vec::new()), Err(expected));
+        assert_eq!(encoder.encode("E", &payload.to_string(), &mut Vec::new()), Err(expected));
     }
     assert_eq!(
-        encoder.encode("F", json!({}), &mut Vec::new()),
+        encoder.encode("F", "{}", &mut Vec::new()),
         Err(EncodeError::UnknownEventType("F".to_owned()))
     );
     Ok(())

@@ -76,7 +76,8 @@ impl Rig {
             database_url: Some(self.database.url("payment_outbox").into()),
             writers: vec!["executor".to_owned()],
             relays: vec!["relay".to_owned()],
-            readers: vec!["operator".to_owned()],
+            readers: Vec::new(),
+            operators: vec!["operator".to_owned()],
             print: false,
         })
         .await
@@ -129,6 +130,17 @@ impl Rig {
             Command::Run(config) => Ok(*config),
             other => anyhow::bail!("not run: {other:?}"),
         }
+    }
+
+    /// Who saves, for tests that save as a relay does.
+    pub(crate) async fn signature(&self, relay: &str) -> anyhow::Result<outbox_relay::store::Signature> {
+        let mut connection = self.connect("relay").await?;
+        Ok(outbox_relay::store::Signature {
+            relay: relay.to_owned(),
+            leader: "test:1".to_owned(),
+            token: uuid::Uuid::now_v7(),
+            server: outbox_relay::store::server_identity(&mut connection).await?,
+        })
     }
 
     /// Starts a relay in this process.

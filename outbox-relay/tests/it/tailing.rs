@@ -26,9 +26,8 @@ fn stepped(payload: &serde_json::Value) -> (String, i64) {
 /// then everything in memory is dropped and the saved cursor is read again, as the relay does.
 async fn by_windows(rig: &Rig, seed: u64, done: &AtomicBool) -> anyhow::Result<(Seen, u32)> {
     let (mut seen, mut dice, mut cuts, mut seq) = (Seen::new(), Dice(seed), 0, 0);
-    let token = uuid::Uuid::now_v7();
+    let signature = rig.signature("relay").await?;
     let mut connection = rig.connect("relay").await?;
-    let server = store::server_identity(&mut connection).await?;
     let mut cursor = Cursor::start();
     loop {
         let last_look = done.load(Ordering::Acquire);
@@ -47,31 +46,19 @@ async fn by_windows(rig: &Rig, seed: u64, done: &AtomicBool) -> anyhow::Result<(
         let limit = 1 + dice.below(40);
         let rows = store::page(&mut connection, &cursor, limit.try_into()?).await?;
         cursor = cursor.after_page(rows.len(), rows.last().map(|row| row.id), limit.try_into()?);
-        seen.extend(rows.iter().map(|row| stepped(&row.payload)));
+        seen.extend(rows.iter().map(|row| stepped(&serde_json::from_str(&row.payload).unwrap())));
         seq += 1;
-        let progress = store::Progress {
-            cursor: cursor.clone(),
-            count: rows.len().try_into()?,
-            first_id: None,
-            last_id: None,
-        };
-        store::save(
-            &mut connection,
-            "relay",
-            seq,
-            token,
-            &progress,
-            &store::PartitionOffsets::default(),
-            &server,
-        )
-        .await?;
+        let progress =
+            store::Progress { count: rows.len().try_into()?, ..store::Progress::at(cursor.clone()) };
+        store::save(&mut connection, &signature, seq, &progress, &store::PartitionOffsets::default()).await?;
         if dice.below(60) == 0 {
             cuts += 1;
             let mut other = rig.connect("relay").await?;
             let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
             sqlx::query("SELECT pg_terminate_backend($1)").bind(pid).execute(&mut other).await?;
             connection = rig.connect("relay").await?;
-            (seq, cursor) = store::load_cursor(&mut connection, "relay").await?.unwrap();
+            let saved = store::load_cursor(&mut connection, "relay").await?.unwrap();
+            (seq, cursor) = (saved.seq, saved.cursor);
         }
     }
 }
