@@ -17,6 +17,10 @@ RATE ?= 200
 KILLS ?= 3
 SEED ?= 1
 
+# Which PostgreSQL the real parts have: 18, or 15, the oldest that the outbox works on.
+PG ?= 18
+export PAYMENT_OUTBOX_POSTGRES := $(PG)
+
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
 Q ?= SELECT state, count(*) FROM payments.payment_orders GROUP BY state
@@ -33,7 +37,7 @@ run: setup ## Start everything, print every address, and stay until Ctrl-C
 	@$(CARGO) build --workspace --bins
 	exec $(TESTBED) run
 
-test: setup ## Start the real parts once and run the whole suite (ARGS="-p outbox" for less)
+test: setup ## Start the real parts once and run the whole suite (PG=15 on the oldest PostgreSQL, ARGS="-p outbox" for less)
 	@$(CARGO) build --workspace --all-targets
 	# A stack that was running already stays: someone else is using it.
 	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
@@ -72,7 +76,7 @@ setup:
 	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
 	version=$$("$$java" -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' | head -n 1 || true)
 	java_is_missing=; if [ "$${version:-0}" -lt 17 ]; then java_is_missing=yes; fi
-	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils; do
+	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils psql:postgresql-client python3:python3; do
 		command -v "$${pair%%:*}" >/dev/null || packages+=("$${pair##*:}")
 	done
 	# The headers may lie elsewhere, under a compiler of its own: so the compiler is asked, not the file system.

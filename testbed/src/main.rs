@@ -147,6 +147,7 @@ fn print(stack: &Stack) {
     for (name, _, address) in stack.parts() {
         println!("{name:<18} {address}");
     }
+    println!("{:<18} {}", "PostgreSQL version", stack.major());
     println!("{:<18} {}", "logs", stack.folder().display());
 }
 

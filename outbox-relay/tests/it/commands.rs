@@ -66,6 +66,37 @@ async fn a_service_may_append_and_nothing_else() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_process_logs_in_with_more_than_a_plain_role() -> anyhow::Result<()> {
+    let rig = Rig::new("roles").await?;
+    let relay = Rig::relay(rig.run_config()?);
+    rig.append(&mut rig.connect("executor").await?, "k", 1).await?;
+    rig.drained(Duration::from_secs(10)).await?;
+    let mut superuser = rig.connect("postgres").await?;
+    let sessions: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT rolname::text, rolsuper FROM pg_stat_activity JOIN pg_roles ON rolname = usename
+         WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'",
+    )
+    .fetch_all(&mut superuser)
+    .await?;
+    relay.stop().await?;
+    // Lock, read and save.
+    assert!(sessions.len() >= 3, "{sessions:?}");
+    assert!(sessions.iter().all(|session| *session == ("relay".to_owned(), false)), "{sessions:?}");
+    for role in ["relay", "executor", "payment_service", "operator", "payment_outbox"] {
+        let (privileged, memberships): (bool, i64) = sqlx::query_as(
+            "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls,
+                    (SELECT count(*) FROM pg_auth_members WHERE member = pg_roles.oid)
+             FROM pg_roles WHERE rolname = $1",
+        )
+        .bind(role)
+        .fetch_one(&mut superuser)
+        .await?;
+        assert_eq!((privileged, memberships), (false, 0), "{role}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn append_refuses_what_could_not_be_published_reliably() -> anyhow::Result<()> {
     let rig = Rig::without_topic("refuse").await?;
     for (statement, code) in [

@@ -3,9 +3,11 @@
 
 mod commands;
 mod encoding;
+mod interleavings;
 mod leadership;
 mod plan;
 mod publication;
 mod rig;
+mod strangers;
 mod tailing;
 mod workload;

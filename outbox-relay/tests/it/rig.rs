@@ -72,15 +72,7 @@ impl Rig {
     }
 
     pub(crate) async fn migrate(&self) -> anyhow::Result<()> {
-        outbox_relay::commands::migrate(&MigrateConfig {
-            database_url: Some(self.database.url("payment_outbox").into()),
-            writers: vec!["executor".to_owned()],
-            relays: vec!["relay".to_owned()],
-            readers: Vec::new(),
-            operators: vec!["operator".to_owned()],
-            print: false,
-        })
-        .await
+        migrate(&self.database).await
     }
 
     pub(crate) fn events(&self) -> PathBuf {
@@ -184,9 +176,26 @@ impl Rig {
 
     /// Everything on the topic, in the order of each partition.
     pub(crate) async fn records(&self) -> anyhow::Result<Vec<Record>> {
-        let (bootstrap, topic) = (self.stack.kafka_bootstrap(), self.topic.clone());
+        self.records_of(&self.topic).await
+    }
+
+    pub(crate) async fn records_of(&self, topic: &str) -> anyhow::Result<Vec<Record>> {
+        let (bootstrap, topic) = (self.stack.kafka_bootstrap(), topic.to_owned());
         tokio::task::spawn_blocking(move || read_topic(&bootstrap, &topic)).await?
     }
+}
+
+/// Makes an outbox in a database, and grants its use.
+pub(crate) async fn migrate(database: &TestDatabase) -> anyhow::Result<()> {
+    outbox_relay::commands::migrate(&MigrateConfig {
+        database_url: Some(database.url("payment_outbox").into()),
+        writers: vec!["executor".to_owned()],
+        relays: vec!["relay".to_owned()],
+        readers: Vec::new(),
+        operators: vec!["operator".to_owned()],
+        print: false,
+    })
+    .await
 }
 
 impl Drop for Rig {
