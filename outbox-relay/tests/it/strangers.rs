@@ -5,12 +5,9 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
 use schema::wire::{header, value_subject};
-use testbed::{
-    processes::{Service, Spec, binary, run_once},
-    stack::{free_port, home::Home},
-};
+use testbed::processes::run_once;
 
-use crate::rig::{Record, Rig, eventually};
+use crate::rig::{Operator, Record, Rig, eventually};
 
 const SHIPPED: &str = r#"{
   "type": "record", "name": "OrderShipped", "namespace": "shop",
@@ -55,44 +52,6 @@ SELECT outbox.append('OrderShipped', 'o-2',
 COMMIT;
 "#;
 
-/// The built binary, as an operator starts it.
-struct Operator<'a> {
-    rig: &'a Rig,
-    environment: Vec<(String, String)>,
-}
-
-impl<'a> Operator<'a> {
-    fn new(rig: &'a Rig) -> Self {
-        let environment = [
-            ("KAFKA_BOOTSTRAP", rig.stack.kafka_bootstrap()),
-            ("SCHEMA_REGISTRY_URL", rig.stack.registry_url()),
-            ("EVENTS", rig.events().display().to_string()),
-            ("EVENT_SOURCE", "/shop".to_owned()),
-            ("DATABASE_URL", rig.database.url("relay")),
-        ];
-        Self { rig, environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec() }
-    }
-
-    async fn setup(&self) -> anyhow::Result<()> {
-        run_once(&binary("outbox-relay")?, &["setup"], &self.environment).await?;
-        Ok(())
-    }
-
-    fn relay(&self) -> anyhow::Result<Service> {
-        let admin = format!("127.0.0.1:{}", free_port()?);
-        let mut environment = self.environment.clone();
-        environment.push(("ADMIN_LISTEN".to_owned(), admin.clone()));
-        let spec = Spec {
-            name: "relay".to_owned(),
-            program: binary("outbox-relay")?,
-            arguments: vec!["run".to_owned()],
-            environment,
-            ready_url: format!("http://{admin}/readyz"),
-        };
-        Service::new(&Home::locate()?, &self.rig.folder, spec)
-    }
-}
-
 /// The one record of this key: its body behind the frame.
 fn body<'a>(records: &'a [Record], key: &str, schema_id: u32) -> (&'a Record, &'a [u8]) {
     let mut of_key = records.iter().filter(|record| record.key == key);
@@ -105,8 +64,8 @@ fn body<'a>(records: &'a [Record], key: &str, schema_id: u32) -> (&'a Record, &'
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strangers_event_is_added_by_two_files_and_appended_from_psql_and_python() -> anyhow::Result<()> {
     let rig = Rig::new("strangers").await?;
-    let operator = Operator::new(&rig);
-    let relay = operator.relay()?;
+    let operator = Operator::new(&rig, &[("EVENT_SOURCE", "/shop")]);
+    let relay = operator.relay("relay")?;
     relay.start()?;
     relay.wait_ready().await?;
     rig.append(&mut rig.connect("executor").await?, "ours", 1).await?;

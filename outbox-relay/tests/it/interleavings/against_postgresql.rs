@@ -163,27 +163,23 @@ impl Both {
     }
 
     async fn save(&mut self) -> anyhow::Result<()> {
-        let server = store::server_identity(&mut self.sessions.saver).await?;
-        let progress =
-            store::Progress { cursor: self.reader.0.clone(), count: 0, first_id: None, last_id: None };
+        let signature = store::Signature {
+            relay: "relay".to_owned(),
+            leader: "test:1".to_owned(),
+            token: uuid::Uuid::nil(),
+            server: store::server_identity(&mut self.sessions.saver).await?,
+        };
+        let progress = store::Progress::at(self.reader.0.clone());
         self.seq += 1;
-        store::save(
-            &mut self.sessions.saver,
-            "relay",
-            self.seq,
-            uuid::Uuid::nil(),
-            &progress,
-            &store::PartitionOffsets::default(),
-            &server,
-        )
-        .await?;
+        let offsets = store::PartitionOffsets::default();
+        store::save(&mut self.sessions.saver, &signature, self.seq, &progress, &offsets).await?;
         self.model.save();
         self.saved = Some(progress.cursor);
         Ok(())
     }
 
     async fn read_back(&mut self) -> anyhow::Result<()> {
-        let loaded = store::load_cursor(&mut self.sessions.saver, "relay").await?.map(|(_, cursor)| cursor);
+        let loaded = store::load_cursor(&mut self.sessions.saver, "relay").await?.map(|saved| saved.cursor);
         ensure!(loaded == self.saved, "{loaded:?} was saved as {:?}", self.saved);
         self.reader = loaded.map_or_else(Windows::start, Windows);
         Ok(())
