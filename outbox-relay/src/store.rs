@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::Value;
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -21,8 +20,8 @@ pub struct OutboxRow {
     pub event_type: String,
     /// Kafka key.
     pub aggregate_id: String,
-    /// The event as JSON.
-    pub payload: Value,
+    /// The event as JSON text, as PostgreSQL prints a jsonb.
+    pub payload: String,
     /// W3C trace context as stored.
     pub traceparent: Option<String>,
     /// W3C trace state as stored.
@@ -207,14 +206,14 @@ pub async fn page(
         "(SELECT late.*
           FROM pg_snapshot_xip($1::pg_snapshot) AS running(xid)
           CROSS JOIN LATERAL (
-              SELECT id, event_id, event_type, aggregate_id, payload, traceparent, tracestate, created_at
+              SELECT id, event_id, event_type, aggregate_id, payload::text, traceparent, tracestate, created_at
               FROM outbox.events e
               WHERE e.xid = running.xid AND e.id > $4 AND e.id < coalesce($3, 9223372036854775807)
                 AND pg_visible_in_snapshot(e.xid, $2::pg_snapshot)
               ORDER BY e.id LIMIT $5
           ) AS late)
          UNION ALL
-         (SELECT id, event_id, event_type, aggregate_id, payload, traceparent, tracestate, created_at
+         (SELECT id, event_id, event_type, aggregate_id, payload::text, traceparent, tracestate, created_at
           FROM outbox.events
           WHERE id > $4 AND id >= $3
             AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot)

@@ -263,7 +263,7 @@ async fn publish(
     let mut encoded = Encoded::default();
     while let Some(mut page) = pages.recv().await {
         let Some(schema_ids) = schema_ids(relay, &page.rows, stop).await else { return Ok(()) };
-        let misfit = encoded.fill(relay, &mut page.rows, &schema_ids).err();
+        let misfit = encoded.fill(relay, &page.rows, &schema_ids).err();
         // Rows before one that cannot be published are not its victims: they go out, and are saved, before the term ends.
         page.rows.truncate(encoded.ends.len());
         if misfit.is_some() {
@@ -300,14 +300,13 @@ struct Encoded {
 
 impl Encoded {
     /// Encodes the rows up to the first that does not fit, whose error is returned.
-    fn fill(&mut self, relay: &Relay, rows: &mut [OutboxRow], schema_ids: &[u32]) -> anyhow::Result<()> {
+    fn fill(&mut self, relay: &Relay, rows: &[OutboxRow], schema_ids: &[u32]) -> anyhow::Result<()> {
         self.bytes.clear();
         self.ends.clear();
-        for (row, schema_id) in rows.iter_mut().zip(schema_ids) {
+        for (row, schema_id) in rows.iter().zip(schema_ids) {
             let start = self.bytes.len();
             begin_frame(*schema_id, &mut self.bytes);
-            let payload = std::mem::take(&mut row.payload);
-            relay.encoder.encode(&row.event_type, payload, &mut self.bytes).with_context(|| {
+            relay.encoder.encode(&row.event_type, &row.payload, &mut self.bytes).with_context(|| {
                 format!(
                     "outbox row {} (event {}, {}) cannot be published",
                     row.id, row.event_id, row.event_type

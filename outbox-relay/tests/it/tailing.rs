@@ -47,7 +47,9 @@ async fn by_windows(rig: &Rig, seed: u64, done: &AtomicBool) -> anyhow::Result<(
         let limit = 1 + dice.below(40);
         let rows = store::page(&mut connection, &cursor, limit.try_into()?).await?;
         cursor = cursor.after_page(rows.len(), rows.last().map(|row| row.id), limit.try_into()?);
-        seen.extend(rows.iter().map(|row| stepped(&row.payload)));
+        for row in &rows {
+            seen.push(stepped(&serde_json::from_str(&row.payload)?));
+        }
         seq += 1;
         let progress = store::Progress {
             cursor: cursor.clone(),
