@@ -204,8 +204,8 @@ fn assign(
             let start = match from {
                 From::Saved(saved) => match saved.get(topic).and_then(|offsets| offsets.get(&partition)) {
                     Some(saved) if (low..=high).contains(saved) => *saved,
-                    // Empty either way: nothing to be said.
-                    None | Some(_) if low == high => high,
+                    // Never published to, and empty: nothing to be said.
+                    None if low == high => high,
                     None | Some(_) => {
                         tail.from_beginning.push((topic.clone(), partition));
                         low

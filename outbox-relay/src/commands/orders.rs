@@ -34,8 +34,8 @@ pub struct Ordered {
 pub async fn order(kind: CommandKind, config: &OrderConfig) -> anyhow::Result<Ordered> {
     let selection = selection(config);
     ensure!(
-        config.all != selection.is_everything() || (config.all && selection.is_everything()),
-        "say which events: --event, --key, --from-id, --to-id, --since, --until, or --all"
+        config.all == selection.is_everything(),
+        "say which events: --event, --key, --from-id, --to-id, --since, --until; or --all alone"
     );
     ensure!(
         !(kind == CommandKind::Replay && config.all),
