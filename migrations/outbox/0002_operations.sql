@@ -136,7 +136,7 @@ COMMENT ON TABLE outbox.verifications IS 'Comparisons of outbox and topic; missi
 -- it, and nothing of it is parked. Returns the reason why not, or NULL when it is empty now (`removed` says whether it was not).
 --
 -- TRUNCATE locks this leaf alone, and gives up soon: a reader queues behind it for no longer. Appends of today go to another leaf.
--- The bounds are read from the ends of two indexes, however many rows there are.
+-- Its bounds are read along indexes, however many rows there are.
 CREATE FUNCTION outbox.recycle(slot smallint, keep interval, OUT removed boolean, OUT refused text)
 LANGUAGE plpgsql
 SECURITY DEFINER
@@ -148,7 +148,6 @@ DECLARE
     today  smallint := (floor(extract(epoch FROM clock_timestamp()) / 86400)::bigint % 8)::smallint;
     leaf   text := format('outbox.events_%s', slot);
     newest timestamptz;
-    last   xid8;
     behind text;
 BEGIN
     removed := false;
@@ -173,7 +172,6 @@ BEGIN
     END;
     -- From here on nobody adds to it.
     EXECUTE format('SELECT created_at FROM %s ORDER BY id DESC LIMIT 1', leaf) INTO newest;
-    EXECUTE format('SELECT xid FROM %s ORDER BY xid DESC LIMIT 1', leaf) INTO last;
     IF newest > clock_timestamp() - keep THEN
         refused := 'too young';
         RETURN;
@@ -182,9 +180,14 @@ BEGIN
         refused := 'no relay has ever run';
         RETURN;
     END IF;
-    SELECT c.relay INTO behind FROM outbox.cursors c
-    WHERE last >= pg_snapshot_xmin(CASE WHEN c.after_id IS NULL THEN c.window_to ELSE c.window_from END)
-    LIMIT 1;
+    -- Below the oldest transaction that a cursor does not see as finished there is nothing to ask: the rest is a range of an index.
+    EXECUTE format(
+        'SELECT c.relay FROM outbox.cursors c
+         WHERE EXISTS (
+             SELECT FROM %s e
+             WHERE e.xid >= pg_snapshot_xmin(CASE WHEN c.after_id IS NULL THEN c.window_to ELSE c.window_from END)
+               AND NOT outbox.is_past(c.window_from, c.window_to, c.after_id, e.xid, e.id))
+         LIMIT 1', leaf) INTO behind;
     IF behind IS NOT NULL THEN
         refused := format('relay %s is not past it', behind);
         RETURN;

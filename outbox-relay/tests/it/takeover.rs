@@ -34,6 +34,10 @@ async fn what_a_killed_leader_had_published_but_not_saved_is_not_published_again
     })
     .await?;
     leader.kill();
+    // The server has not noticed: the save that waits would still come through.
+    sqlx::query("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'outbox-relay save' AND datname = current_database()")
+        .execute(&mut rig.connect("postgres").await?)
+        .await?;
     sqlx::raw_sql("ROLLBACK").execute(&mut blocking).await?;
     let unsaved: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox.pending")
         .fetch_one(&mut rig.connect("operator").await?)
