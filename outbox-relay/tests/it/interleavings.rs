@@ -26,9 +26,10 @@ use self::{
 };
 
 /// Interleavings of our tailing in one run of the suite.
-const INTERLEAVINGS: u64 = 20_000;
-/// Interleavings that each broken way is given to fail in.
+const INTERLEAVINGS: u64 = 50_000;
+/// Interleavings of each broken way, and how many it is given at most until one of them has caught it.
 const FOR_CONTROLS: u64 = 4_000;
+const AT_MOST_FOR_CONTROLS: u64 = 400_000;
 
 fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}")))
@@ -131,8 +132,10 @@ fn every_committed_row_is_published_in_order_and_without_delay_whatever_the_inte
 /// known for.
 fn caught<T: Tail>(what: &str, setting: Setting, expected: fn(&Findings) -> u32) {
     let first = first_seed();
-    let (mut total, mut failed, mut example) = (Findings::default(), 0, None);
-    for seed in first..first + FOR_CONTROLS {
+    let (mut total, mut failed, mut example, mut count) = (Findings::default(), 0, None, 0);
+    while count < FOR_CONTROLS || (example.is_none() && count < AT_MOST_FOR_CONTROLS) {
+        let seed = first + count;
+        count += 1;
         let all = steps(seed);
         let findings = run::<T>(&all, setting, |_, _, _| ());
         total.add(&findings);
@@ -143,7 +146,7 @@ fn caught<T: Tail>(what: &str, setting: Setting, expected: fn(&Findings) -> u32)
     }
     let Some(example) = example else { panic!("{what}: not caught from seed {first} on: {total:?}") };
     println!(
-        "{what}: caught in {failed} of {FOR_CONTROLS} interleavings, {total:?}; for example\n{}",
+        "{what}: caught in {failed} of {count} interleavings, {total:?}; for example\n{}",
         listed(&example)
     );
 }

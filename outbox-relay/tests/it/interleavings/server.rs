@@ -5,7 +5,8 @@
 //! - a transaction id is assigned at the first write, and a sequence number is drawn at any moment before the row is written;
 //! - `xmax` of a snapshot is one more than the highest *completed* id, so that running transactions can lie above it;
 //! - a subtransaction has an id of its own, which a rollback to its savepoint completes; the row carries the id of the top level;
-//! - a commit is durable before it is visible: a crash between the two makes it visible;
+//! - a commit is durable before it is visible: a crash between the two makes it visible. A transaction that has an id and has written
+//!   nothing is not made durable by its commit: a snapshot may know its id as completed, and a crash hands it out again;
 //! - a crash hands out again whatever ids nothing durable has used, and the sequence goes on at any number above the durable rows.
 
 use std::{collections::BTreeMap, mem};
@@ -50,6 +51,7 @@ enum Phase {
 struct Transaction {
     phase: Phase,
     xid: Option<u64>,
+    has_written: bool,
     /// Ids of the subtransactions that were not rolled back.
     children: Vec<u64>,
     savepoints: Vec<Savepoint>,
@@ -199,6 +201,7 @@ impl Server {
                 self.sessions[session].children.push(child);
             }
         }
+        self.sessions[session].has_written = true;
         let row = self.rows.len();
         self.rows.push(Row { id, xid: self.sessions[session].xid?, key, fate: Fate::Open });
         self.sessions[session].rows.push(row);
@@ -260,7 +263,7 @@ impl Server {
     pub(super) fn flush(&mut self, session: usize) -> bool {
         let possible = self.habits.commits_are_durable
             && self.sessions[session].phase != Phase::Durable
-            && self.sessions[session].xid.is_some();
+            && self.sessions[session].has_written;
         if possible {
             self.sessions[session].phase = Phase::Durable;
             self.make_durable(session);
@@ -269,7 +272,9 @@ impl Server {
     }
 
     pub(super) fn commit(&mut self, session: usize) {
-        let durable = self.habits.commits_are_durable || self.sessions[session].phase != Phase::Open;
+        let transaction = &self.sessions[session];
+        let durable =
+            transaction.phase != Phase::Open || (transaction.has_written && self.habits.commits_are_durable);
         if durable {
             self.make_durable(session);
         }
@@ -297,10 +302,10 @@ impl Server {
     }
 
     /// A transaction that does not concern the outbox, begun and ended at once.
-    pub(super) fn elsewhere(&mut self, commits: bool) {
+    pub(super) fn elsewhere(&mut self, writes: bool) {
         let highest = self.assign();
         self.latest_completed = highest;
-        if commits && self.habits.commits_are_durable {
+        if writes && self.habits.commits_are_durable {
             self.durable_xid = highest;
         }
     }

@@ -18,9 +18,9 @@ const FIRST_XID: u64 = 10;
 pub(super) enum Step {
     /// By the session of this number.
     Writer(usize, Act),
-    /// A transaction that does not concern the outbox.
+    /// A transaction that does not concern the outbox commits. If it writes nothing, its id is not durable.
     Elsewhere {
-        commits: bool,
+        writes: bool,
     },
     /// One statement of the relay.
     Read {
@@ -98,7 +98,7 @@ fn step(dice: &mut Dice, sessions: usize, keys: usize, misfortunes: bool) -> Ste
         47..50 => Act::Flush,
         50..62 => Act::Commit,
         62..66 => Act::Rollback,
-        66..69 => return Step::Elsewhere { commits: dice.below(2) == 0 },
+        66..69 => return Step::Elsewhere { writes: dice.below(2) == 0 },
         69..84 => return Step::Read { limit: 1 + pick(dice, 4) },
         84..91 => return Step::Publish,
         91..96 => return Step::Save,
@@ -170,7 +170,7 @@ fn perform<T: Tail>(server: &mut Server, relay: &mut Relay<T>, step: Step) {
         Step::Writer(session, what) => {
             act(server, session, what);
         }
-        Step::Elsewhere { commits } => server.elsewhere(commits),
+        Step::Elsewhere { writes } => server.elsewhere(writes),
         Step::Read { limit } => relay.read(server, limit),
         Step::Publish => relay.publish(server),
         Step::Save => relay.save(server),
