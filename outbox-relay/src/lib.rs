@@ -147,3 +147,26 @@ async fn backlog(url: &SecretString, relay: &str) -> anyhow::Result<store::Backl
     sqlx::Connection::close(connection).await?;
     Ok(backlog)
 }
+
+/// A place at which a harness may end or stop this process, set up from the environment variable `FAILPOINTS`. Nothing is compiled
+/// without the feature `failpoints`.
+#[cfg(feature = "failpoints")]
+pub(crate) fn failpoint(name: &'static str) {
+    fail::fail_point!(name, |action| signal_own(action.as_deref()));
+}
+
+#[cfg(not(feature = "failpoints"))]
+pub(crate) fn failpoint(_name: &'static str) {}
+
+#[cfg(feature = "failpoints")]
+fn signal_own(action: Option<&str>) {
+    use rustix::process::{Signal, getpid, kill_process};
+    let signal = match action {
+        Some("kill") => Signal::KILL,
+        Some("stop") => Signal::STOP,
+        other => panic!("a failpoint does not know the action {other:?}"),
+    };
+    if let Err(error) = kill_process(getpid(), signal) {
+        panic!("a failpoint could not signal its own process: {error}");
+    }
+}

@@ -121,6 +121,9 @@ impl Batch {
             }
         }
         let last = self.unreported.fetch_sub(1, Ordering::AcqRel) == 1;
+        if !last {
+            crate::failpoint("R4");
+        }
         if last || self.failed.load(Ordering::Acquire) {
             self.changed.notify_one();
         }

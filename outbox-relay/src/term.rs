@@ -24,7 +24,7 @@ use crate::{
     Relay,
     leadership::LeaderLock,
     publish::{Batch, Entry, Publisher},
-    store::{self, OutboxRow, PartitionOffsets, Progress, ServerIdentity},
+    store::{self, OutboxRow, PartitionOffsets, Progress, SaveError, ServerIdentity},
     window::Cursor,
 };
 
@@ -69,6 +69,7 @@ pub(crate) async fn lead(
     lock: &LeaderLock,
     shutdown: &Shutdown,
 ) -> Result<u64, TermEnded> {
+    crate::failpoint("R1");
     let failed = |reason| move |error| TermEnded { reason, error, published: 0 };
     // A last save of the leader before, still running when its lock went, can take the number first. That is no fence: the type of
     // the error is dropped here, and the next term reads the cursor again.
@@ -182,6 +183,7 @@ async fn watch(shutdown: Shutdown, lost: CancellationToken, stop: Stop) -> anyho
         () = stop.finish.cancelled() => {}
         () = stop.abandon.cancelled() => return Ok(()),
         () = lost.cancelled() => {
+            crate::failpoint("R8");
             stop.abandon.cancel();
             anyhow::bail!("the leader lock is lost");
         }
@@ -232,6 +234,7 @@ async fn read(
             if rows.is_empty() {
                 continue;
             }
+            crate::failpoint("R2");
             last_event = Instant::now();
             if pages.send(Page { rows, cursor: cursor.clone() }).await.is_err() {
                 break;
@@ -280,6 +283,7 @@ async fn publish(
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             }
+            crate::failpoint("R3");
             if batches.send(batch).await.is_err() {
                 return Ok(());
             }
@@ -400,6 +404,11 @@ struct Saver {
     saved_at: Option<Instant>,
 }
 
+async fn reply_awaited() -> std::convert::Infallible {
+    crate::failpoint("R6");
+    std::future::pending().await
+}
+
 /// Batches in the order of the outbox; the head has left the queue and waits for its acknowledgement.
 struct Batches {
     queue: mpsc::Receiver<Arc<Batch>>,
@@ -440,6 +449,9 @@ impl Saver {
                         }
                     };
                     let Some(batch) = next else { break };
+                    if stop.finish.is_cancelled() {
+                        crate::failpoint("R7");
+                    }
                     self.acknowledged(&batch);
                     unsaved = Some(after(unsaved.take(), &batch)?);
                     if self.until_due().is_zero() {
@@ -470,7 +482,10 @@ impl Saver {
 
     async fn save_taken(&mut self, unsaved: &mut Option<Progress>) -> anyhow::Result<()> {
         match unsaved.take() {
-            Some(progress) => self.save(&progress).await,
+            Some(progress) => {
+                crate::failpoint("R5");
+                self.save(&progress).await
+            }
             None => Ok(()),
         }
     }
@@ -478,7 +493,7 @@ impl Saver {
     async fn save(&mut self, progress: &Progress) -> anyhow::Result<()> {
         let next = self.seq + 1;
         let name = &self.relay.config.name;
-        store::save(
+        let save = store::save(
             &mut self.connection,
             name,
             next,
@@ -486,8 +501,17 @@ impl Saver {
             progress,
             &self.offsets,
             &self.server,
-        )
-        .await?;
+        );
+        // In this order: the second is looked at when the first has sent its statement and waits.
+        let saved = tokio::select! {
+            biased;
+            saved = save => saved,
+            never = reply_awaited() => match never {},
+        };
+        if matches!(saved, Err(SaveError::Fenced(_))) {
+            crate::failpoint("R8");
+        }
+        saved?;
         self.seq = next;
         self.saved_at = Some(Instant::now());
         self.relay.metrics.saves.inc();
