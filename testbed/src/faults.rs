@@ -8,9 +8,9 @@
 //! Family `relay`: an outbox with a relay that leads and one that stands by. PostgreSQL, Kafka and registry are its own, so that
 //! they can be killed too.
 //!
-//! - [`episode`]: what happens in which episode, by the seed. [`inflict`]: how it is done.
-//! - [`rig`]: what it is done to. [`writers`] before it, [`consumer`] behind it.
-//! - [`books`]: what was committed beside what was published. [`report`]: what came of it.
+//! - [`episode`]: what happens in which episode, by the seed; `inflict`: how it is done.
+//! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it.
+//! - [`books`]: what was committed beside what was published; [`report`]: what came of it.
 
 pub mod books;
 mod consumer;

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::load::Random;
 use crate::proxy::Direction;
 
 /// A named point of the relay at which it can be ended or stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Point {
     /// The leader lock is acquired.
     R1,
