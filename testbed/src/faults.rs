@@ -35,7 +35,7 @@ use report::{Passed, Report};
 use rig::Rig;
 
 /// For an event to be readable that was begun after a fault.
-const BACK_LIMIT: Duration = Duration::from_secs(60);
+const BACK_LIMIT: Duration = Duration::from_mins(1);
 /// Events of one leader before it is hurt, and of the next one before the writers are held.
 const RUN_UP: Duration = Duration::from_millis(100);
 const READ_LIMIT: Duration = Duration::from_mins(3);
@@ -116,7 +116,11 @@ async fn relays(home: &Home, folder: &Path, episodes: &[Episode], say: &dyn Fn(&
     let begun = Instant::now();
     let seed = episodes.first().map_or(0, |episode| episode.seed);
     let mut rig = Rig::start(home, folder, seed).await.context("start the outbox and its relays")?;
-    say(&format!("started after {:.1} s; the logs are in {}", begun.elapsed().as_secs_f64(), folder.display()));
+    say(&format!(
+        "started after {:.1} s; the logs are in {}",
+        begun.elapsed().as_secs_f64(),
+        folder.display()
+    ));
     let mut passed = Vec::new();
     for episode in episodes {
         let one = one(&mut rig, *episode).await?;
@@ -125,7 +129,7 @@ async fn relays(home: &Home, folder: &Path, episodes: &[Episode], say: &dyn Fn(&
     }
     let witnessed = witness(&rig).await?;
     let disorder = rig.end().await.err();
-    Ok(Report::new(Family::Relay, passed, witnessed, disorder, begun.elapsed()))
+    Ok(Report::new(Family::Relay, &passed, &witnessed, disorder, begun.elapsed()))
 }
 
 /// What all witnesses say at the end.

@@ -64,12 +64,14 @@ pub async fn prepare(owner: &mut PgConnection, role: &str, writers: usize) -> Re
     let grant = format!("GRANT SELECT, UPDATE ON aggregates TO {role}");
     sqlx::raw_sql(sqlx::AssertSqlSafe(grant)).execute(&mut *owner).await.context("grant the aggregates")?;
     for (kind, count) in [("shared", SHARED_KEYS), ("own", writers)] {
-        sqlx::query("INSERT INTO aggregates SELECT $1 || '-' || n, 0 FROM generate_series(0, $2::bigint - 1) n")
-            .bind(kind)
-            .bind(i64::try_from(count)?)
-            .execute(&mut *owner)
-            .await
-            .context("make the aggregates")?;
+        sqlx::query(
+            "INSERT INTO aggregates SELECT $1 || '-' || n, 0 FROM generate_series(0, $2::bigint - 1) n",
+        )
+        .bind(kind)
+        .bind(i64::try_from(count)?)
+        .execute(&mut *owner)
+        .await
+        .context("make the aggregates")?;
     }
     Ok(())
 }

@@ -95,7 +95,7 @@ impl Books {
     }
 
     /// Notes a record. The same record read again is not a second one.
-    pub fn saw(&mut self, seen: Seen, at: Instant) {
+    pub fn saw(&mut self, seen: &Seen, at: Instant) {
         let end = self.ends.entry(seen.partition).or_default();
         if seen.offset < *end {
             return;
@@ -104,7 +104,7 @@ impl Books {
         let Step { event_id, ref key, step } = seen.step;
         self.missing.remove(&event_id);
         match self.committed.get(&event_id).cloned() {
-            Some((key, step)) => self.compare(&seen, &key, step),
+            Some((key, step)) => self.compare(seen, &key, step),
             None => {
                 self.unexplained.insert(event_id, seen.clone());
             }
@@ -120,7 +120,7 @@ impl Books {
         let highest = self.highest.entry(key.clone()).or_insert(step);
         if step < *highest {
             self.inversions += 1;
-            let text = format!("{key}: step {step} came after step {highest}, {}", place(&seen));
+            let text = format!("{key}: step {step} came after step {highest}, {}", place(seen));
             self.example("out of order", || text);
         } else {
             *highest = step;
@@ -162,7 +162,8 @@ impl Books {
 
     /// Some of what speaks against it, for people.
     pub fn examples(&self) -> Vec<String> {
-        let lost = self.missing.iter().map(|(id, (key, step))| format!("lost: {key} step {step}, event {id}"));
+        let lost =
+            self.missing.iter().map(|(id, (key, step))| format!("lost: {key} step {step}, event {id}"));
         let ghosts = self.unexplained.values().map(|seen| {
             let Step { event_id, key, step } = &seen.step;
             format!("ghost: {key} step {step}, event {event_id}, {}", place(seen))
@@ -218,7 +219,7 @@ mod tests {
         books.committed((1..=4).map(step).collect(), now);
         for (offset, number) in records.iter().enumerate() {
             let offset = i64::try_from(offset).unwrap();
-            books.saw(Seen { step: step(*number), partition: 0, offset }, now);
+            books.saw(&Seen { step: step(*number), partition: 0, offset }, now);
         }
         books
     }
@@ -253,9 +254,9 @@ mod tests {
     #[test]
     fn a_record_read_again_is_not_a_second_one() {
         let mut books = books(&[1, 2, 3, 4]);
-        books.saw(Seen { step: step(4), partition: 0, offset: 3 }, Instant::now());
+        books.saw(&Seen { step: step(4), partition: 0, offset: 3 }, Instant::now());
         assert_eq!(books.tally(), CLEAN);
-        books.saw(Seen { step: step(4), partition: 0, offset: 4 }, Instant::now());
+        books.saw(&Seen { step: step(4), partition: 0, offset: 4 }, Instant::now());
         assert_eq!(books.tally(), Tally { duplicates: 1, ..CLEAN });
     }
 
@@ -264,10 +265,10 @@ mod tests {
         let other = Step { step: 7, ..step(5) };
         let mut books = books(&[1, 2, 3, 4]);
         books.committed(vec![step(5)], Instant::now());
-        books.saw(Seen { step: other.clone(), partition: 0, offset: 4 }, Instant::now());
+        books.saw(&Seen { step: other.clone(), partition: 0, offset: 4 }, Instant::now());
         assert_eq!(books.tally(), Tally { committed: 5, altered: 1, ..CLEAN });
         let mut books = self::books(&[1, 2, 3, 4]);
-        books.saw(Seen { step: other, partition: 0, offset: 4 }, Instant::now());
+        books.saw(&Seen { step: other, partition: 0, offset: 4 }, Instant::now());
         books.committed(vec![step(5)], Instant::now());
         assert_eq!(books.tally(), Tally { committed: 5, altered: 1, ..CLEAN });
     }
@@ -291,7 +292,7 @@ mod tests {
         assert_eq!(books.first_after(fault), None);
         books.committed(vec![step(5)], fault + Duration::from_millis(1));
         assert_eq!((books.first_after(fault), books.in_flight()), (None, 1));
-        books.saw(Seen { step: step(5), partition: 0, offset: 4 }, later);
+        books.saw(&Seen { step: step(5), partition: 0, offset: 4 }, later);
         assert_eq!((books.first_after(fault), books.in_flight()), (Some(later), 0));
         books.next_episode();
         assert_eq!(books.first_after(fault), None);

@@ -44,7 +44,6 @@ GRANT SELECT ON effects TO operator";
 type Parsed = Result<Schema, String>;
 
 /// A consumer that runs.
-#[derive(Debug)]
 pub(super) struct Consumer {
     shared: Arc<Shared>,
     /// Asks for the ends of the partitions.
@@ -53,9 +52,7 @@ pub(super) struct Consumer {
     stop: DropGuard,
 }
 
-#[derive(Debug)]
 struct Shared {
-    bootstrap: String,
     topic: String,
     partitions: i32,
     url: String,
@@ -76,7 +73,6 @@ impl Consumer {
     ) -> Result<Consumer> {
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            bootstrap: bootstrap.to_owned(),
             topic: topic.to_owned(),
             partitions,
             url: url.to_owned(),
@@ -167,7 +163,7 @@ fn run(shared: &Shared, consumer: &BaseConsumer, runtime: &Handle) -> Result<()>
         {
             let mut books = shared.books.lock().unwrap_or_else(PoisonError::into_inner);
             for (seen, at) in &batch {
-                books.saw(seen.clone(), *at);
+                books.saw(seen, *at);
             }
         }
         if runtime.block_on(apply(&mut connection, &shared.url, &batch)).is_err() {

@@ -114,6 +114,8 @@ async fn kill_at(rig: &mut Rig, point: Point, attempt: usize, random: &mut Rando
     // A broker that stands still has read nothing yet of what the dead relay has sent: it reads it when another leads.
     let stalled = matches!(point, Point::R7 | Point::R8) || point == Point::R3 && random.below(2) == 0;
     if stalled && armed.died_at.is_none() {
+        // Its producer has just been made, and is not connected yet.
+        tokio::time::sleep(Duration::from_millis(30) + random.milliseconds(50)).await;
         stall_broker(rig, random).await?;
     }
     let relay = &rig.seats[armed.seat].relay;
@@ -259,7 +261,7 @@ async fn kill_broker(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
 /// What a crash does to transaction ids: those that nobody has committed under are handed out again. A window that a relay had
 /// kept in memory would take the new rows for ones that it has seen. So ids are burnt before, with the relay looking on, and after.
 async fn restart_database(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
-    let (stalled, quiet) = (random.below(3) > 0, random.below(2) == 0);
+    let (stalled, quiet) = (random.below(3) > 0, random.below(3) > 0);
     if stalled {
         // Then what is read ahead can be neither published nor saved.
         stall_broker(rig, random).await?;

@@ -43,7 +43,9 @@ impl Passed {
         let Episode { number, kind, seed } = self.episode;
         let happened = match (self.in_flight, self.recovery) {
             (None, _) => "did not happen".to_owned(),
-            (Some(in_flight), Some(back)) => format!("{in_flight:>3} in flight, back after {:>5} ms", back.as_millis()),
+            (Some(in_flight), Some(back)) => {
+                format!("{in_flight:>3} in flight, back after {:>5} ms", back.as_millis())
+            }
             (Some(in_flight), None) => format!("{in_flight:>3} in flight, not back"),
         };
         let kind = kind.to_string();
@@ -116,8 +118,8 @@ impl Report {
     /// `disorder`: a process of ours that did not end well at the end.
     pub fn new(
         family: Family,
-        passed: Vec<Passed>,
-        witnessed: Witnessed,
+        passed: &[Passed],
+        witnessed: &Witnessed,
         disorder: Option<Error>,
         took: Duration,
     ) -> Report {
@@ -139,8 +141,8 @@ impl Report {
             recovery_ms: recovery(passed.iter()),
             ghosts: witnessed.tally.ghosts,
         };
-        let broken = broken(&summary, &passed, &witnessed, disorder);
-        let table = table(&summary, &passed, &witnessed, took);
+        let broken = broken(&summary, passed, witnessed, disorder);
+        let table = table(&summary, passed, witnessed, took);
         Report { summary, table, broken }
     }
 
@@ -177,7 +179,8 @@ fn broken(
         && passed.iter().any(|one| matches!(one.episode.kind, Kind::Kill(_)))
     {
         broken.push(
-            "no point was ever hit: is outbox-relay built with --features outbox-relay/failpoints?".to_owned(),
+            "no point was ever hit: is outbox-relay built with --features outbox-relay/failpoints?"
+                .to_owned(),
         );
     }
     broken.extend(disorder.map(|error| format!("{error:#}")));
@@ -243,9 +246,8 @@ fn table(summary: &Summary, passed: &[Passed], witnessed: &Witnessed, took: Dura
 }
 
 fn recovery<'a>(passed: impl Iterator<Item = &'a Passed>) -> Recovery {
-    let mut milliseconds: Vec<u64> = passed
-        .filter_map(|one| Some(u64::try_from(one.recovery?.as_millis()).unwrap_or(u64::MAX)))
-        .collect();
+    let mut milliseconds: Vec<u64> =
+        passed.filter_map(|one| Some(u64::try_from(one.recovery?.as_millis()).unwrap_or(u64::MAX))).collect();
     milliseconds.sort_unstable();
     // Nearest rank: the smallest value that this part of all values does not exceed.
     let percentile = |percent: usize| {
@@ -283,13 +285,13 @@ mod tests {
         }
     }
 
-    fn report(passed: Vec<Passed>, witnessed: Witnessed) -> Report {
+    fn report(passed: &[Passed], witnessed: &Witnessed) -> Report {
         Report::new(Family::Relay, passed, witnessed, None, Duration::from_secs(1))
     }
 
     #[test]
     fn the_last_line_has_the_promised_keys_in_their_order() {
-        let report = report(vec![passed(Kind::Kill(Point::R4), true)], Witnessed::default());
+        let report = report(&[passed(Kind::Kill(Point::R4), true)], &Witnessed::default());
         let json = "{\"family\":\"relay\",\"episodes\":1,\
                     \"kill_points_hit\":{\"R1\":0,\"R2\":0,\"R3\":0,\"R4\":1,\"R5\":0,\"R6\":0,\"R7\":0,\"R8\":0},\
                     \"lost\":0,\"applied_twice\":0,\"double_charged\":0,\"duplicates\":0,\"order_inversions\":0,\
@@ -300,7 +302,8 @@ mod tests {
 
     #[test]
     fn every_finding_fails_the_run() {
-        let tally = Tally { lost: 1, ghosts: 1, inversions: 1, altered: 1, duplicates: 1, ..Tally::default() };
+        let tally =
+            Tally { lost: 1, ghosts: 1, inversions: 1, altered: 1, duplicates: 1, ..Tally::default() };
         let witnessed = Witnessed {
             tally,
             applied_twice: 1,
@@ -309,7 +312,7 @@ mod tests {
             disputed: 1,
             examples: Vec::new(),
         };
-        let report = report(vec![passed(Kind::Broker, true)], witnessed);
+        let report = report(&[passed(Kind::Broker, true)], &witnessed);
         // Duplicates are reported, and are no failure.
         assert_eq!(report.broken.len(), 8, "{:?}", report.broken);
     }
@@ -317,23 +320,23 @@ mod tests {
     #[test]
     fn a_trouble_a_fault_that_did_not_happen_and_points_hit_too_seldom_fail_the_run() {
         let trouble = Passed { troubles: vec!["stuck".to_owned()], ..passed(Kind::Broker, true) };
-        assert_eq!(report(vec![trouble], Witnessed::default()).broken, ["episode 1 (broker killed): stuck"]);
-        let missed = vec![passed(Kind::Stop(None), false)];
+        assert_eq!(report(&[trouble], &Witnessed::default()).broken, ["episode 1 (broker killed): stuck"]);
+        let missed = [passed(Kind::Stop(None), false)];
         assert_eq!(
-            report(missed, Witnessed::default()).broken,
+            report(&missed, &Witnessed::default()).broken,
             ["episode 1 (SIGSTOP at any moment) did not happen"]
         );
         let kinds = Point::ALL.iter().cycle().take(104);
         let all: Vec<Passed> = kinds.clone().map(|point| passed(Kind::Kill(*point), true)).collect();
-        assert!(report(all, Witnessed::default()).broken.is_empty());
-        let some = kinds.map(|point| passed(Kind::Kill(*point), *point != Point::R6));
-        let broken = report(some.collect(), Witnessed::default()).broken;
+        assert!(report(&all, &Witnessed::default()).broken.is_empty());
+        let some: Vec<Passed> = kinds.map(|point| passed(Kind::Kill(*point), *point != Point::R6)).collect();
+        let broken = report(&some, &Witnessed::default()).broken;
         assert_eq!(broken, ["R6 was hit 0 times, and has to be 5 times"]);
     }
 
     #[test]
     fn a_relay_without_failpoints_is_recognised() {
-        let broken = report(vec![passed(Kind::Kill(Point::R1), false)], Witnessed::default()).broken;
+        let broken = report(&[passed(Kind::Kill(Point::R1), false)], &Witnessed::default()).broken;
         assert!(broken.iter().any(|line| line.contains("--features outbox-relay/failpoints")), "{broken:?}");
     }
 }

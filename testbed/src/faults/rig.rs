@@ -37,7 +37,7 @@ const LEAD_LIMIT: Duration = Duration::from_secs(30);
 /// For a relay to end in order.
 const END_LIMIT: Duration = Duration::from_secs(15);
 /// For the outbox to drain, and for the consumer to follow.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// The outbox and everything around it.
@@ -157,7 +157,8 @@ impl Rig {
         .fetch_all(&self.superuser)
         .await
         .ok()?;
-        let owned = |seat: &Seat| ports.iter().any(|port| u16::try_from(*port).is_ok_and(|p| seat.database.owns(p)));
+        let owned =
+            |seat: &Seat| ports.iter().any(|port| u16::try_from(*port).is_ok_and(|p| seat.database.owns(p)));
         self.seats.iter().position(owned)
     }
 
@@ -209,7 +210,11 @@ impl Rig {
 
     async fn hand_over(&self, from: usize, to: usize) -> Result<Option<Instant>> {
         let status = self.seats[from].relay.terminate(END_LIMIT).await?;
-        ensure!(status.success(), "{} was asked to end and did so with {status}", self.seats[from].relay.name());
+        ensure!(
+            status.success(),
+            "{} was asked to end and did so with {status}",
+            self.seats[from].relay.name()
+        );
         let begun = Instant::now();
         loop {
             if !self.seats[to].relay.running() {
@@ -244,7 +249,10 @@ impl Rig {
             if self.in_order().await {
                 break;
             }
-            ensure!(begun.elapsed() < LEAD_LIMIT, "one that leads and one that stands by: not after {LEAD_LIMIT:?}");
+            ensure!(
+                begun.elapsed() < LEAD_LIMIT,
+                "one that leads and one that stands by: not after {LEAD_LIMIT:?}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.leading().await.map(|_| ())
@@ -341,11 +349,12 @@ impl Rig {
         let doubts = self.books().take_doubts();
         for (steps, begun_at) in doubts {
             let ids: Vec<_> = steps.iter().map(|step| step.event_id).collect();
-            let found: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox.events WHERE event_id = ANY ($1)")
-                .bind(&ids)
-                .fetch_one(&self.superuser)
-                .await
-                .context("settle what is in doubt")?;
+            let found: i64 =
+                sqlx::query_scalar("SELECT count(*) FROM outbox.events WHERE event_id = ANY ($1)")
+                    .bind(&ids)
+                    .fetch_one(&self.superuser)
+                    .await
+                    .context("settle what is in doubt")?;
             match usize::try_from(found)? {
                 0 => {}
                 all if all == ids.len() => self.books().committed(steps, begun_at),
@@ -369,7 +378,7 @@ impl Rig {
         let records =
             tokio::task::spawn_blocking(move || consumer::read_all(&bootstrap, TOPIC, PARTITIONS, limit));
         for record in records.await?.context("read the topic")? {
-            books.saw(record, now);
+            books.saw(&record, now);
         }
         Ok(books)
     }
