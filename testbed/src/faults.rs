@@ -121,10 +121,11 @@ async fn relays(home: &Home, folder: &Path, episodes: &[Episode], say: &dyn Fn(&
         begun.elapsed().as_secs_f64(),
         folder.display()
     ));
+    let last = episodes.last().map_or(0, |episode| episode.number);
     let mut passed = Vec::new();
     for episode in episodes {
         let one = one(&mut rig, *episode).await?;
-        say(&one.line(episodes.len()));
+        say(&one.line(last));
         passed.push(one);
     }
     let witnessed = witness(&rig).await?;

@@ -109,13 +109,17 @@ fn failpoint(point: Point, passes: usize, action: &str) -> String {
 
 /// None if the relay did not reach the point.
 async fn kill_at(rig: &mut Rig, point: Point, attempt: usize, random: &mut Random) -> Result<Option<Fault>> {
-    let passes = passes(point, attempt, random);
-    let armed = rig.arm(&failpoint(point, passes, "return(kill)")).await?;
+    let mut passes = passes(point, attempt, random);
     // A broker that stands still has read nothing yet of what the dead relay has sent: it reads it when another leads.
     let stalled = matches!(point, Point::R7 | Point::R8) || point == Point::R3 && random.below(2) == 0;
+    if stalled && passes > 0 {
+        // The relay is to live until then.
+        passes += 30;
+    }
+    let armed = rig.arm(&failpoint(point, passes, "return(kill)")).await?;
     if stalled && armed.died_at.is_none() {
-        // Its producer has just been made, and is not connected yet.
-        tokio::time::sleep(Duration::from_millis(30) + random.milliseconds(50)).await;
+        // Its producer has just been made, and has to connect before it can send anything to a broker that stands still.
+        rig.back_after(Instant::now(), HIT_LIMIT).await.context("the new leader publishes nothing")?;
         stall_broker(rig, random).await?;
     }
     let relay = &rig.seats[armed.seat].relay;

@@ -38,8 +38,8 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// One line for people; it names what replays the episode.
-    pub fn line(&self, episodes: usize) -> String {
+    /// One line for people; it names what replays the episode. `last`: the number of the last one.
+    pub fn line(&self, last: usize) -> String {
         let Episode { number, kind, seed } = self.episode;
         let happened = match (self.in_flight, self.recovery) {
             (None, _) => "did not happen".to_owned(),
@@ -50,7 +50,7 @@ impl Passed {
         };
         let kind = kind.to_string();
         let mut line = format!(
-            "{number:>4}/{episodes}  --seed {seed} --only {number:<4} {kind:<32} {happened}; {:>4} events, {:>3} again; {:>4.1} s",
+            "{number:>4}/{last}  --seed {seed} --only {number:<4} {kind:<32} {happened}; {:>4} events, {:>3} again; {:>4.1} s",
             self.events,
             self.duplicates,
             self.took.as_secs_f64()
