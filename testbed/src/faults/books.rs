@@ -33,6 +33,8 @@ pub struct Books {
     first_seen: HashMap<Uuid, Instant>,
     /// Committed, and not on the topic so far.
     missing: HashMap<Uuid, (String, i64)>,
+    /// How many of these belong to episodes that have ended: they are lost.
+    given_up: usize,
     /// On the topic, and not known to be committed so far.
     unexplained: HashMap<Uuid, Seen>,
     /// Appended under a COMMIT whose answer is missing.
@@ -127,9 +129,9 @@ impl Books {
         }
     }
 
-    /// Committed, and not on the topic so far.
+    /// Committed in this episode, and not on the topic so far.
     pub fn in_flight(&self) -> usize {
-        self.missing.len()
+        self.missing.len().saturating_sub(self.given_up)
     }
 
     /// When the first event of this episode arrived whose transaction was begun after this moment.
@@ -146,6 +148,7 @@ impl Books {
     /// Forgets which events belong to the episode that has ended.
     pub fn next_episode(&mut self) {
         self.of_episode.clear();
+        self.given_up = self.missing.len();
     }
 
     /// What everything comes to, now that all has come to rest.
@@ -294,8 +297,10 @@ mod tests {
         assert_eq!((books.first_after(fault), books.in_flight()), (None, 1));
         books.saw(&Seen { step: step(5), partition: 0, offset: 4 }, later);
         assert_eq!((books.first_after(fault), books.in_flight()), (Some(later), 0));
+        books.committed(vec![step(6)], fault + Duration::from_millis(2));
+        assert_eq!(books.in_flight(), 1);
         books.next_episode();
-        assert_eq!(books.first_after(fault), None);
+        assert_eq!((books.first_after(fault), books.in_flight(), books.tally().lost), (None, 0, 1));
     }
 
     #[test]
