@@ -20,10 +20,15 @@ const TRIES: usize = 3;
 const HIT_LIMIT: Duration = Duration::from_secs(5);
 /// For an event to be on its way.
 const OCCASION_LIMIT: Duration = Duration::from_secs(10);
+/// A broker that stands still keeps a relay from reading on after some time.
+const STALL_LIMIT: Duration = Duration::from_millis(300);
 /// A leader of which nothing is heard is replaced after this time.
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 /// Longer than the server keeps a silent lock session.
 const LONG: Duration = Duration::from_millis(6_500);
+/// For a leader that has lost its connections to lead again.
+const AWAY: Duration = Duration::from_millis(1_500);
+const ALONE: &str = "standby kept away";
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A fault that has happened.
@@ -72,6 +77,32 @@ fn fault(rig: &Rig, at: Instant, how: String) -> Fault {
     Fault { at, in_flight: rig.books().in_flight(), how }
 }
 
+/// In half of the cases the standby stands still for a while: then it is the old leader that begins anew, with all that it may have
+/// kept in its memory.
+fn keep_standby_away(rig: &Rig, leader: usize, random: &mut Random) -> Result<Option<usize>> {
+    if random.below(2) == 0 {
+        return Ok(None);
+    }
+    let standby = rig.seats.iter().enumerate().position(|(seat, at)| seat != leader && at.relay.running());
+    let standby = standby.context("nobody stands by")?;
+    rig.seats[standby].relay.pause()?;
+    Ok(Some(standby))
+}
+
+async fn let_standby_go(rig: &Rig, standby: Option<usize>) -> Result<()> {
+    if let Some(standby) = standby {
+        tokio::time::sleep(AWAY).await;
+        rig.seats[standby].relay.resume()?;
+    }
+    Ok(())
+}
+
+/// What applies of these, in words.
+fn with(how: &str, more: &[(&str, bool)]) -> String {
+    let more = more.iter().filter(|(_, applies)| *applies).map(|(words, _)| *words);
+    std::iter::once(how).filter(|how| !how.is_empty()).chain(more).collect::<Vec<_>>().join(", ")
+}
+
 /// Waits until something is on its way.
 async fn occasion(rig: &Rig) -> Result<()> {
     let begun = Instant::now();
@@ -82,12 +113,15 @@ async fn occasion(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// Makes the broker stand still, with records on the way to it.
+/// Makes the broker stand still, until a number of records is on the way to it.
 async fn stall_broker(rig: &Rig, random: &mut Random) -> Result<()> {
+    let enough = 10 + random.below(40);
     rig.kafka.pause()?;
-    occasion(rig).await?;
-    tokio::time::sleep(Duration::from_millis(20) + random.milliseconds(100)).await;
-    Ok(())
+    let begun = Instant::now();
+    while rig.books().in_flight() < enough && begun.elapsed() < STALL_LIMIT {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    occasion(rig).await
 }
 
 // ------------------------------------------------------------------------------------------------------- SIGKILL, SIGSTOP
@@ -135,7 +169,7 @@ async fn kill_at(rig: &mut Rig, point: Point, attempt: usize, random: &mut Rando
         rig.kafka.resume()?;
     }
     let killed = relay.ended().and_then(|status| status.signal()) == Some(Signal::KILL.as_raw());
-    let how = format!("passed {passes} times{}", if stalled { ", broker stalled" } else { "" });
+    let how = with(&format!("passed {passes} times"), &[("broker stalled", stalled)]);
     Ok(died_at.filter(|_| killed).map(|at| Fault { at, in_flight, how }))
 }
 
@@ -186,8 +220,7 @@ async fn kill_anywhere(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
         stall_broker(rig, random).await?;
     }
     occasion(rig).await?;
-    let how = if stalled { "broker stalled" } else { "" };
-    let fault = fault(rig, Instant::now(), how.to_owned());
+    let fault = fault(rig, Instant::now(), with("", &[("broker stalled", stalled)]));
     rig.seats[leader].relay.kill();
     if stalled {
         tokio::time::sleep(random.milliseconds(400)).await;
@@ -239,8 +272,7 @@ async fn end_lock_session(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
         stall_broker(rig, random).await?;
     }
     occasion(rig).await?;
-    let how = if stalled { "broker stalled" } else { "" };
-    let fault = fault(rig, Instant::now(), how.to_owned());
+    let fault = fault(rig, Instant::now(), with("", &[("broker stalled", stalled)]));
     ensure!(rig.end_lock_session().await?, "no session holds the leader lock");
     rig.other_leads(Some(leader), SILENCE_LIMIT).await?;
     if stalled {
@@ -266,6 +298,8 @@ async fn kill_broker(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
 /// kept in memory would take the new rows for ones that it has seen. So ids are burnt before, with the relay looking on, and after.
 async fn restart_database(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
     let (stalled, quiet) = (random.below(3) > 0, random.below(3) > 0);
+    let leader = rig.leading().await?;
+    let kept_away = keep_standby_away(rig, leader, random)?;
     if stalled {
         // Then what is read ahead can be neither published nor saved.
         stall_broker(rig, random).await?;
@@ -280,20 +314,25 @@ async fn restart_database(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
     tokio::time::sleep(Duration::from_millis(5) + random.milliseconds(25)).await;
     let fault = fault(rig, Instant::now(), String::new());
     rig.postgres.stop_immediately().await?;
-    if stalled {
+    let sooner = random.below(2) == 0;
+    if stalled && sooner {
         rig.kafka.resume()?;
     }
     tokio::time::sleep(random.milliseconds(300)).await;
     rig.postgres.restart().await.context("start PostgreSQL again")?;
+    if stalled && !sooner {
+        rig.kafka.resume()?;
+    }
     let first = burn(rig, 1).await?;
     let after = random.below(400);
     if after > 0 {
         burn(rig, after).await?;
     }
     rig.writers.go();
-    let again = (burnt + 1).saturating_sub(first);
-    let stalled = if stalled { ", broker stalled" } else { "" };
-    Ok(Fault { how: format!("{again} transaction ids handed out again{stalled}"), ..fault })
+    let again = format!("{} transaction ids handed out again", (burnt + 1).saturating_sub(first));
+    let how = with(&again, &[("broker stalled", stalled), (ALONE, kept_away.is_some())]);
+    let_standby_go(rig, kept_away).await?;
+    Ok(Fault { how, ..fault })
 }
 
 /// Begins and rolls back so many transactions; returns the id of the last.
@@ -337,6 +376,12 @@ async fn take_registry_away(rig: &mut Rig, random: &mut Random) -> Result<Fault>
 
 async fn cut_lines(rig: &mut Rig, line: Line, cut: Cut, random: &mut Random) -> Result<Fault> {
     let leader = rig.leading().await?;
+    let broken_off = matches!(cut, Cut::Reset | Cut::AfterBytes(_)) && line != Line::Broker;
+    let stalled = broken_off && cut == Cut::Reset && random.below(2) == 0;
+    let kept_away = if broken_off { keep_standby_away(rig, leader, random)? } else { None };
+    if stalled {
+        stall_broker(rig, random).await?;
+    }
     occasion(rig).await?;
     let seat = &rig.seats[leader];
     let proxies: &[&Proxy] = match line {
@@ -351,7 +396,13 @@ async fn cut_lines(rig: &mut Rig, line: Line, cut: Cut, random: &mut Random) -> 
     match cut {
         Cut::Reset => {
             all(&Proxy::cut);
-            return Ok(fault);
+            if stalled {
+                tokio::time::sleep(random.milliseconds(300)).await;
+                rig.kafka.resume()?;
+            }
+            let how = with(&fault.how, &[("broker stalled", stalled), (ALONE, kept_away.is_some())]);
+            let_standby_go(rig, kept_away).await?;
+            return Ok(Fault { how, ..fault });
         }
         Cut::AfterBytes(direction) => {
             // A broker answers in few bytes.
@@ -359,7 +410,9 @@ async fn cut_lines(rig: &mut Rig, line: Line, cut: Cut, random: &mut Random) -> 
             let bytes = random.below(most);
             all(&|proxy| proxy.cut_after(direction, bytes));
             let at = until_cut(proxies, direction).await?;
-            return Ok(Fault { at, how: format!("after {bytes} bytes"), ..fault });
+            let how = with(&format!("after {bytes} bytes"), &[(ALONE, kept_away.is_some())]);
+            let_standby_go(rig, kept_away).await?;
+            return Ok(Fault { at, how, ..fault });
         }
         Cut::Refused => all(&Proxy::refuse),
         Cut::Stalled => Direction::BOTH.iter().for_each(|way| all(&|proxy| proxy.stall(*way))),
