@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint sql stop clean setup
+.PHONY: help demo run faults test lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -20,6 +20,11 @@ SEED ?= 1
 # Which PostgreSQL the real parts have: 18, or 15, the oldest that the outbox works on.
 PG ?= 18
 export PAYMENT_OUTBOX_POSTGRES := $(PG)
+
+# What `make faults` does. The relay has its failpoints in tests alone.
+FAMILY ?= relay
+EPISODES ?= 200
+FAILPOINTS := --features outbox-relay/failpoints
 
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
@@ -37,12 +42,16 @@ run: setup ## Start everything, print every address, and stay until Ctrl-C
 	@$(CARGO) build --workspace --bins
 	exec $(TESTBED) run
 
+faults: setup ## Hurt a part in EPISODES ways, prove each time that nothing was lost (FAMILY= EPISODES= SEED=)
+	@$(CARGO) build --workspace --bins $(FAILPOINTS)
+	exec $(TESTBED) faults --family $(FAMILY) --episodes $(EPISODES) --seed $(SEED) $(ARGS)
+
 test: setup ## Start the real parts once and run the whole suite (PG=15 on the oldest PostgreSQL, ARGS="-p outbox" for less)
-	@$(CARGO) build --workspace --all-targets
+	@$(CARGO) build --workspace --all-targets $(FAILPOINTS)
 	# A stack that was running already stays: someone else is using it.
 	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
 	$(TESTBED) up
-	$(CARGO) test $(or $(ARGS),--workspace)
+	$(CARGO) test $(or $(ARGS),--workspace $(FAILPOINTS))
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

@@ -177,9 +177,6 @@ impl Dispatcher {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             start = *end;
-            if place == encoded.ends.len() / 2 {
-                crate::failpoint("R8");
-            }
         }
         if !encoded.ends.is_empty() {
             crate::failpoint("R3");

@@ -9,18 +9,20 @@ use rustix::process::{Signal, getpid, kill_process};
 pub(crate) fn strike(name: &'static str) {
     fail::eval(name, |action| {
         let signal = match action.as_deref() {
+            Some("kill") => Signal::KILL,
             Some("stop") => Signal::STOP,
-            _ => Signal::KILL,
+            other => panic!("a failpoint does not know the action {other:?}"),
         };
-        // Nobody is left to hear of an error.
-        drop(kill_process(getpid(), signal));
+        if let Err(error) = kill_process(getpid(), signal) {
+            panic!("a failpoint could not signal its own process: {error}");
+        }
     });
 }
 
 /// Strikes at R6: the request is sent, the answer not read.
-pub(crate) async fn struck_once_sent<F: Future>(saving: F) -> F::Output {
+pub(crate) async fn struck_once_sent<F: Future>(saving: F, armed: bool) -> F::Output {
     let mut saving = pin!(saving);
-    let mut asked = false;
+    let mut asked = !armed;
     std::future::poll_fn(move |context| {
         let polled = saving.as_mut().poll(context);
         if polled.is_pending() && !asked {

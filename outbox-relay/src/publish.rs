@@ -143,6 +143,9 @@ impl Batch {
             }
         }
         let last = self.unreported.fetch_sub(1, Ordering::AcqRel) == 1;
+        if !last {
+            crate::failpoint("R4");
+        }
         if last || self.failed.load(Ordering::Acquire) {
             self.changed.notify_one();
         }
@@ -172,13 +175,7 @@ impl ProducerContext for DeliveryReports {
         batch.report(
             place,
             match result {
-                Ok(message) => {
-                    // Between the first acknowledgement of a batch and its last.
-                    if place + 1 < batch.entries.len() {
-                        crate::failpoint("R4");
-                    }
-                    Ok((message.partition(), message.offset()))
-                }
+                Ok(message) => Ok((message.partition(), message.offset())),
                 Err((error, _)) => Err(error.to_string()),
             },
         );

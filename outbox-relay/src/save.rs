@@ -122,11 +122,14 @@ impl Saver {
                     let next = tokio::select! {
                         next = batches.next_delivered() => next?,
                         () = tokio::time::sleep(self.until_due()), if unsaved.is_some() => {
-                            self.save_taken(&mut unsaved, taken, finish.is_cancelled()).await?;
+                            self.save_taken(&mut unsaved, taken).await?;
                             continue;
                         }
                     };
                     let Some(batch) = next else { break };
+                    if finish.is_cancelled() {
+                        crate::failpoint("R7");
+                    }
                     let ranges = self.acknowledged(&batch);
                     let mut progress = with(unsaved.take(), &batch)?;
                     merge(&mut progress.ranges, ranges);
@@ -134,10 +137,10 @@ impl Saver {
                     taken += 1;
                     // What a slice of a command has done is one save.
                     if self.until_due().is_zero() || batch.carried_out.is_some() {
-                        self.save_taken(&mut unsaved, taken, finish.is_cancelled()).await?;
+                        self.save_taken(&mut unsaved, taken).await?;
                     }
                 }
-                self.save_taken(&mut unsaved, taken, finish.is_cancelled()).await
+                self.save_taken(&mut unsaved, taken).await
             } => result,
             () = abandon.cancelled() => Ok(()),
         }
@@ -155,9 +158,6 @@ impl Saver {
         finishing: bool,
     ) -> anyhow::Result<()> {
         if let Some(progress) = unsaved.take() {
-            if finishing {
-                crate::failpoint("R7");
-            }
             self.save(&progress).await?;
         }
         self.saved.send_replace(taken);
@@ -165,11 +165,13 @@ impl Saver {
     }
 
     pub(crate) async fn save(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        crate::failpoint("R5");
+        if progress.count > 0 {
+            crate::failpoint("R5");
+        }
         let next = self.seq + 1;
         let saving = store::save(&mut self.connection, &self.signature, next, progress, &self.offsets);
         #[cfg(feature = "failpoints")]
-        let saving = crate::failpoints::struck_once_sent(saving);
+        let saving = crate::failpoints::struck_once_sent(saving, progress.count > 0);
         saving.await?;
         self.seq = next;
         self.saved_at = Some(Instant::now());

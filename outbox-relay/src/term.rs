@@ -160,6 +160,7 @@ async fn watch(shutdown: Shutdown, lost: CancellationToken, stop: Stop) -> anyho
         () = stop.finish.cancelled() => {}
         () = stop.abandon.cancelled() => return Ok(()),
         () = lost.cancelled() => {
+            crate::failpoint("R8");
             stop.abandon.cancel();
             anyhow::bail!("the leader lock is lost");
         }

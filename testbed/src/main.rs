@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use testbed::demo::{self, Demo};
+use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
 
@@ -50,6 +51,24 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Keep logs and books even if all goes well.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Hurt a part of the system in many ways, one after the other, and prove that nothing was lost.
+    Faults {
+        /// What is hurt.
+        #[arg(long, value_enum, default_value = "relay")]
+        family: Family,
+        /// How many faults.
+        #[arg(long, default_value_t = 200)]
+        episodes: usize,
+        /// Draws the faults, and their moments.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The episode of this number alone.
+        #[arg(long)]
+        only: Option<usize>,
+        /// Keep the logs even if all goes well.
         #[arg(long)]
         keep: bool,
     },
@@ -105,6 +124,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
         Command::Demo { payments, rate, kills, seed, keep } => {
             return demonstrate(&Demo { payments, rate, kills, seed, stall_broker: true, keep }).await;
         }
+        Command::Faults { family, episodes, seed, only, keep } => {
+            return hurt(&Faults { family, episodes, seed, only, keep }).await;
+        }
         Command::Sql { db, role, query } => {
             let stack =
                 Stack::running().await?.context("the stack does not run: start it with `make run`")?;
@@ -134,6 +156,28 @@ async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
     }
     println!("{}", report.json());
     Ok(if report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The last line on stdout is the verdict as JSON.
+async fn hurt(faults: &Faults) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let say = |line: &str| println!("{line}");
+    let outcome = tokio::select! {
+        outcome = faults::run(faults, &say) => outcome?,
+        () = signals.received() => {
+            eprintln!("\ntestbed: broken off; stopping what was started");
+            return Ok(ExitCode::from(130));
+        }
+    };
+    println!("\n{}", outcome.report.table);
+    for broken in &outcome.report.broken {
+        println!("BROKEN  {broken}");
+    }
+    if let Some(folder) = outcome.kept {
+        println!("logs are in {}", folder.display());
+    }
+    println!("{}", outcome.report.json());
+    Ok(if outcome.report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn stop() -> Result<()> {

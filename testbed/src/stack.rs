@@ -38,7 +38,7 @@ use uuid::Uuid;
 pub use daemon::tail;
 pub use databases::{OWNER, ROLES, Server, TestDatabase};
 pub use identity::Identity;
-pub use kafka::Kafka;
+pub use kafka::{Door, Kafka};
 pub use major::{Major, VERSION_VARIABLE};
 pub(crate) use part::Part;
 pub use ports::free_port;

@@ -21,14 +21,7 @@ use testbed::{
 };
 
 /// An event that the relay knows only from its catalogue.
-pub(crate) const SCHEMA: &str = r#"{
-  "type": "record", "name": "Stepped", "namespace": "test",
-  "fields": [
-    {"name": "key", "type": "string"},
-    {"name": "step", "type": "long"},
-    {"name": "note", "type": ["null", "string"], "default": null}
-  ]
-}"#;
+pub(crate) use testbed::workload::SCHEMA;
 
 pub(crate) struct Rig {
     pub(crate) stack: Stack,

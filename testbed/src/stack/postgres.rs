@@ -112,6 +112,11 @@ impl Postgres {
         self.part.stop(Signal::INT, STOP_LIMIT).await.map(|_| ())
     }
 
+    /// What `pg_ctl stop -m immediate` does: clients are thrown out and nothing more is written; the next start recovers from the log.
+    pub async fn stop_immediately(&self) -> Result<()> {
+        self.part.stop(Signal::QUIT, STOP_LIMIT).await.map(|_| ())
+    }
+
     /// What it logs.
     pub fn log(&self) -> &Path {
         self.part.log()
