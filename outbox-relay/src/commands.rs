@@ -14,7 +14,8 @@ use sqlx::Connection as _;
 
 use crate::{
     catalogue::{Catalogue, Topic},
-    config::{Command, MigrateConfig, SetupConfig, StatusConfig},
+    config::{Command, MigrateConfig, RunConfig, SetupConfig, StatusConfig},
+    publish::producer_settings,
     store::{self, GrantFunction},
 };
 
@@ -29,11 +30,19 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Does what the command line asks for.
 pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
     match command {
+        Command::Run(config) if config.print_producer => print_producer(&config),
         Command::Run(config) => crate::run(*config, shutdown).await,
         Command::Setup(config) => setup(&config).await,
         Command::Migrate(config) => migrate(&config).await,
         Command::Status(config) => status(&config).await,
     }
+}
+
+/// What a producer needs that is to be compared with this relay, or to stand in for it.
+fn print_producer(config: &RunConfig) -> anyhow::Result<()> {
+    let settings = producer_settings(&config.kafka, config.in_flight_max_kib);
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&settings.config_map())?)?;
+    Ok(())
 }
 
 // --------------------------------------------------------------------------------------------------------------- migrate

@@ -57,6 +57,9 @@ pub struct RunConfig {
     /// Least time between two saves of progress.
     #[arg(long, env = "SAVE_INTERVAL", default_value = "25ms", value_parser = humantime::parse_duration)]
     pub save_interval: Duration,
+    /// Print the settings of the Kafka producer as JSON, without the properties given to it, and do nothing.
+    #[arg(long)]
+    pub print_producer: bool,
 }
 
 /// Where the catalogue is.

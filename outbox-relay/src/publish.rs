@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use chassis::config::KafkaConfig;
 use rdkafka::{
-    ClientContext, Message as _,
+    ClientConfig, ClientContext, Message as _,
     error::KafkaError,
     message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer},
@@ -152,6 +152,24 @@ impl ProducerContext for DeliveryReports {
     }
 }
 
+/// The producer's settings, without the operator's own properties, which win over them.
+pub fn producer_settings(kafka: &KafkaConfig, in_flight_max_kib: u32) -> ClientConfig {
+    let mut client = chassis::kafka::client(kafka, "outbox-relay");
+    client
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        // A gap in the order of one partition ends the producer instead of passing unnoticed.
+        .set("enable.gapless.guarantee", "true")
+        // A record never expires in the queue: brokers that are away are waited for, and only a final refusal is a failure.
+        .set("message.timeout.ms", "0")
+        .set("queue.buffering.max.kbytes", in_flight_max_kib.to_string())
+        .set("queue.buffering.max.messages", "500000")
+        .set("linger.ms", "1")
+        .set("batch.size", "262144")
+        .set("compression.type", "lz4");
+    client
+}
+
 /// An idempotent producer whose queue is bounded in bytes.
 pub struct Publisher {
     producer: Arc<ThreadedProducer<DeliveryReports>>,
@@ -167,19 +185,7 @@ impl std::fmt::Debug for Publisher {
 impl Publisher {
     /// Makes the producer. It connects by itself, and keeps trying for ever.
     pub fn new(kafka: &KafkaConfig, in_flight_max_kib: u32, source: &str) -> anyhow::Result<Self> {
-        let mut client = chassis::kafka::client(kafka, "outbox-relay");
-        client
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            // A gap in the order of one partition ends the producer instead of passing unnoticed.
-            .set("enable.gapless.guarantee", "true")
-            // A record never expires in the queue: brokers that are away are waited for, and only a final refusal is a failure.
-            .set("message.timeout.ms", "0")
-            .set("queue.buffering.max.kbytes", in_flight_max_kib.to_string())
-            .set("queue.buffering.max.messages", "500000")
-            .set("linger.ms", "1")
-            .set("batch.size", "262144")
-            .set("compression.type", "lz4");
+        let client = producer_settings(kafka, in_flight_max_kib);
         let producer = chassis::kafka::finish(client, kafka)
             .create_with_context(DeliveryReports)
             .context("Kafka producer")?;

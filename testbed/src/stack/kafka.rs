@@ -55,18 +55,31 @@ broker.heartbeat.interval.ms=500
 pub struct Kafka {
     part: Part,
     class_path: String,
-    classes: Classes,
+    /// None: a broker for benchmarks, see [`java::sustained`].
+    classes: Option<Classes>,
     port: u16,
 }
 
 impl Kafka {
     /// A broker for one test alone, which may crash it. It ends, and its data go, when this value is dropped.
     pub async fn private(hint: &str) -> Result<Kafka> {
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start(&home, &parts, &folder, Owner::own()?, parts.classes("kafka")).await
+    }
+
+    /// As [`Kafka::private`], for a benchmark: slower to start, and faster once it is warm.
+    pub async fn private_sustained(hint: &str) -> Result<Kafka> {
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start_with(&home, &parts, &folder, Owner::own()?, None).await
+    }
+
+    async fn prepared() -> Result<(Home, Parts)> {
         let home = Home::locate()?;
         java::check().await?;
         let parts = Parts::ready(&home).await?;
-        let folder = home.private_folder(hint)?;
-        Kafka::start(&home, &parts, &folder, Owner::own()?, parts.classes("kafka")).await
+        Ok((home, parts))
     }
 
     /// A new broker with its data in the folder.
@@ -76,6 +89,16 @@ impl Kafka {
         folder: &Path,
         owner: Owner,
         classes: Classes,
+    ) -> Result<Kafka> {
+        Kafka::start_with(home, parts, folder, owner, Some(classes)).await
+    }
+
+    async fn start_with(
+        home: &Home,
+        parts: &Parts,
+        folder: &Path,
+        owner: Owner,
+        classes: Option<Classes>,
     ) -> Result<Kafka> {
         let part = Part::new(home, "kafka", owner, folder)?;
         let kafka = Kafka { part, class_path: parts.kafka_class_path(), classes, port: free_port()? };
@@ -121,6 +144,11 @@ impl Kafka {
         self.part.stop(Signal::TERM, STOP_LIMIT).await.map(|_| ())
     }
 
+    /// Its pid, while it runs.
+    pub fn pid(&self) -> Result<i32> {
+        self.identity().map(|identity| identity.pid)
+    }
+
     /// What it logs.
     pub fn log(&self) -> &Path {
         self.part.log()
@@ -147,7 +175,10 @@ impl Kafka {
     }
 
     async fn launch(&self) -> Result<()> {
-        let mut command: Command = java::command(128, 512, &self.classes);
+        let mut command: Command = match &self.classes {
+            Some(classes) => java::command(128, 512, classes),
+            None => java::sustained(512, 1_024),
+        };
         command.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn").arg("-cp").arg(&self.class_path);
         command
             .arg("kafka.Kafka")
