@@ -204,10 +204,11 @@ impl<'a> Scene<'a> {
         settle(&mut self.superuser).await?;
         tokio::time::sleep(CALM).await;
         let (relay, postgres) = (relay.pid()?, self.site.postgres.pid()?);
-        let sessions: Vec<i32> = sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE usename = 'relay'")
-            .fetch_all(&mut self.superuser)
-            .await
-            .context("the relay's sessions")?;
+        let sessions: Vec<i32> =
+            sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE usename = 'relay'")
+                .fetch_all(&mut self.superuser)
+                .await
+                .context("the relay's sessions")?;
         let used = || -> Result<[f64; 3]> {
             // A session that has ended meanwhile counts with the server alone.
             let own = sessions.iter().filter_map(|session| cpu_seconds(*session).ok()).sum();

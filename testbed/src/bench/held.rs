@@ -99,10 +99,8 @@ async fn newest_row(
     columns: &[(String, String)],
 ) -> Result<Vec<Option<String>>> {
     let names: Vec<String> = columns.iter().map(|(name, _)| format!("\"{name}\"::text")).collect();
-    let sql = format!(
-        "SELECT {} FROM outbox.batches WHERE relay = $1 ORDER BY seq DESC LIMIT 1",
-        names.join(", ")
-    );
+    let sql =
+        format!("SELECT {} FROM outbox.batches WHERE relay = $1 ORDER BY seq DESC LIMIT 1", names.join(", "));
     let row = sqlx::query(AssertSqlSafe(sql)).bind(RELAY).fetch_one(operator).await.context("a save")?;
     let values: Result<_, _> = (0..columns.len()).map(|column| row.try_get(column)).collect();
     values.context("read a save")
@@ -121,12 +119,11 @@ fn insert(columns: &[(String, String)]) -> String {
 /// Rows of the outbox that are dead and still take room: counted one by one where PostgreSQL brings the means, otherwise as its
 /// statistics know them.
 pub(super) async fn dead_tuples(superuser: &mut PgConnection) -> Result<i64> {
-    let countable: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pgstattuple')",
-    )
-    .fetch_one(&mut *superuser)
-    .await
-    .context("look for pgstattuple")?;
+    let countable: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pgstattuple')")
+            .fetch_one(&mut *superuser)
+            .await
+            .context("look for pgstattuple")?;
     if !countable {
         return sqlx::query_scalar(
             "SELECT coalesce(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables WHERE schemaname = 'outbox'",

@@ -29,8 +29,7 @@ pub(super) async fn produce(
     sample: &Arc<Vec<Published>>,
     events: u32,
 ) -> Result<f64> {
-    let run =
-        Run { settings: settings.clone(), topic: topic.to_owned(), sample: Arc::clone(sample), events };
+    let run = Run { settings: settings.clone(), topic: topic.to_owned(), sample: Arc::clone(sample), events };
     ensure!(!run.sample.is_empty(), "there is nothing to produce");
     let (done, finished) = oneshot::channel();
     std::thread::Builder::new()

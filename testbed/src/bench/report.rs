@@ -178,9 +178,8 @@ fn table(bench: &Bench, measured: &Measured, summary: &Summary) -> String {
 
 fn described(latency: &Latency) -> String {
     let Latency { rate, reached, events, early, .. } = latency;
-    let [p50, p99, from_call] = [latency.p50_ms, latency.p99_ms, latency.p99_from_call_ms].map(|value| {
-        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
-    });
+    let [p50, p99, from_call] = [latency.p50_ms, latency.p99_ms, latency.p99_from_call_ms]
+        .map(|value| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}")));
     format!(
         "{rate}/s: p50 {p50}, p99 {p99} ({events} events at {reached:.0}/s, {early} there before their commit returned; \
          p99 with the commit {from_call})"

@@ -201,10 +201,13 @@ mod tests {
         let state = |text| serde_json::from_str::<State>(text).unwrap();
         let starting = state(r#"{"name":"x","connector":{"state":"RUNNING"},"tasks":[]}"#);
         assert!(!starting.running() && !starting.stopped() && !starting.failed());
-        let running =
-            state(r#"{"connector":{"state":"RUNNING","worker_id":"w"},"tasks":[{"id":0,"state":"RUNNING"}]}"#);
+        let running = state(
+            r#"{"connector":{"state":"RUNNING","worker_id":"w"},"tasks":[{"id":0,"state":"RUNNING"}]}"#,
+        );
         assert!(running.running() && !running.failed());
         assert!(state(r#"{"connector":{"state":"STOPPED"},"tasks":[]}"#).stopped());
-        assert!(state(r#"{"connector":{"state":"RUNNING"},"tasks":[{"state":"FAILED","trace":"t"}]}"#).failed());
+        assert!(
+            state(r#"{"connector":{"state":"RUNNING"},"tasks":[{"state":"FAILED","trace":"t"}]}"#).failed()
+        );
     }
 }
