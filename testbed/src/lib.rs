@@ -8,7 +8,7 @@
 //! - [`oracle`]: compares what every witness says when all has come to rest, and reports each broken promise. [`topic`] and
 //!   [`store`] read for it.
 //! - [`demo`]: all of that together while processes are killed; [`report`] says what came of it.
-//! - [`bench`]: what the relay can do and what it costs, beside a raw producer and a rival.
+//! - [`mod@bench`]: what the relay can do and what it costs, beside a raw producer and a rival.
 
 pub mod bench;
 pub mod circle;

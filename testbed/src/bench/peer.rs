@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
@@ -87,6 +87,7 @@ pub(super) async fn measure(site: &Site, bench: &Bench, sample: &[Published]) ->
     let mut peer = Peer::start(site, sample).await?;
     peer.connect.stop_connector(CONNECTOR).await?;
     peer.drain((bench.events / 2).clamp(1, WARM_UP_MAX)).await.context("warm the peer up")?;
+    peer.ensure_equal_records(sample).await?;
     peer.connect.stop_connector(CONNECTOR).await?;
     let mut figures = peer.drain(bench.events).await?;
     let value = sample.first().map(|record| record.value.clone()).unwrap_or_default();
@@ -172,6 +173,16 @@ impl<'a> Peer<'a> {
             .await
             .context("fill the peer's outbox")?;
             self.written = to;
+        }
+        Ok(())
+    }
+
+    /// That it publishes what it is meant to: keys and wire bytes of the relay's records.
+    async fn ensure_equal_records(&self, sample: &[Published]) -> Result<()> {
+        for record in self.watch.first(1).await? {
+            let equal =
+                |published: &Published| (&published.key, &published.value) == (&record.key, &record.value);
+            ensure!(sample.iter().any(equal), "the peer publishes something else: {record:?}");
         }
         Ok(())
     }

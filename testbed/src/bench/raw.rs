@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::KafkaError;
@@ -20,9 +20,10 @@ const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// Without one report for so long something is wrong.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How often a long loop looks whether anyone still waits for it.
-const LOOK_EVERY: u32 = 4_096;
+const LOOK_EVERY: usize = 4_096;
 
-/// Produces so many records, those of `sample` over and over. Seconds from the first one handed over to the last one reported.
+/// Produces so many records, those of `sample` over and over. Seconds from the first one handed over to the last one reported; one
+/// that goes ahead, to find the brokers, does not count.
 pub(super) async fn produce(
     settings: &ClientConfig,
     topic: &str,
@@ -75,11 +76,24 @@ impl Run {
         let context = Counting(Arc::clone(&reports));
         let producer: ThreadedProducer<Counting> =
             self.settings.create_with_context(context).context("make a producer")?;
+        let mut records = self.sample.iter().cycle();
+        self.send_all(&producer, records.by_ref().take(1), broken_off)?;
+        reports.wait_for(1, broken_off)?;
         let begun = Instant::now();
-        for (number, record) in (0..self.events).zip(self.sample.iter().cycle()) {
-            if number % LOOK_EVERY == 0 && broken_off() {
-                bail!("broken off");
-            }
+        let events = usize::try_from(self.events)?;
+        self.send_all(&producer, records.take(events), broken_off)?;
+        reports.wait_for(self.events + 1, broken_off)?;
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    fn send_all<'a>(
+        &self,
+        producer: &ThreadedProducer<Counting>,
+        records: impl Iterator<Item = &'a Published>,
+        broken_off: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        for (number, record) in records.enumerate() {
+            ensure!(number % LOOK_EVERY != 0 || !broken_off(), "broken off");
             let mut next = BaseRecord::to(&self.topic)
                 .key(&record.key)
                 .payload(&record.value)
@@ -92,18 +106,24 @@ impl Run {
                 std::thread::sleep(FULL_PAUSE);
             }
         }
+        Ok(())
+    }
+}
+
+impl Reports {
+    fn wait_for(&self, records: u32, broken_off: &dyn Fn() -> bool) -> Result<()> {
         let mut last = (0, Instant::now());
         loop {
-            let delivered = reports.delivered.load(Ordering::Relaxed);
-            let failed = reports.failed.load(Ordering::Relaxed);
+            let delivered = self.delivered.load(Ordering::Relaxed);
+            let failed = self.failed.load(Ordering::Relaxed);
             ensure!(failed == 0, "{failed} records were not delivered");
-            if delivered == self.events {
-                return Ok(begun.elapsed().as_secs_f64());
+            if delivered >= records {
+                return Ok(());
             }
             if delivered != last.0 {
                 last = (delivered, Instant::now());
             }
-            ensure!(last.1.elapsed() < SILENCE_LIMIT, "{delivered} of {} records reported", self.events);
+            ensure!(last.1.elapsed() < SILENCE_LIMIT, "{delivered} of {records} records reported");
             ensure!(!broken_off(), "broken off");
             std::thread::sleep(FULL_PAUSE);
         }

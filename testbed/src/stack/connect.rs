@@ -3,6 +3,7 @@
 //! Downloaded by Maven from `peer-pom.xml`, only when asked for. One standalone worker, its own offsets in a file, driven over its REST
 //! interface.
 
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,7 +58,7 @@ impl Connect {
             folder.join("offsets").display()
         );
         for (name, value) in settings {
-            text.push_str(&format!("{name}={value}\n"));
+            writeln!(text, "{name}={value}")?;
         }
         fs::write(folder.join("worker.properties"), text).context("write worker.properties")?;
         connect.launch().await?;
