@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test lint sql stop clean setup
+.PHONY: help demo run faults test bench-relay lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -26,13 +26,20 @@ FAMILY ?= relay
 EPISODES ?= 200
 FAILPOINTS := --features outbox-relay/failpoints
 
+# What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
+EVENTS ?= 1000000
+RATES ?= 100,1000,3000
+SECONDS ?= 20
+SAVES ?= 100000
+PEER ?=
+
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
 Q ?= SELECT state, count(*) FROM payments.payment_orders GROUP BY state
 export DB Q
 
 help: ## List what can be made
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
 
 demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (PAYMENTS= RATE= KILLS= SEED=)
 	@$(CARGO) build --workspace --bins
@@ -52,6 +59,11 @@ test: setup ## Start the real parts once and run the whole suite (PG=15 on the o
 	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
 	$(TESTBED) up
 	$(CARGO) test $(or $(ARGS),--workspace $(FAILPOINTS))
+
+bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
+		--saves $(SAVES) $(if $(PEER),--peer $(PEER))
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

@@ -23,7 +23,8 @@ pub use self::{
     verify::verify,
 };
 use crate::{
-    config::{Command, MigrateConfig},
+    config::{Command, MigrateConfig, RunConfig},
+    publish::producer_settings,
     store::{
         orders::CommandKind,
         upkeep::{self, GrantFunction},
@@ -38,6 +39,7 @@ pub fn migrations() -> sqlx::migrate::Migrator {
 /// Does what the command line asks for.
 pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
     match command {
+        Command::Run(config) if config.print_producer => print_producer(&config),
         Command::Run(config) => crate::run(*config, shutdown).await,
         Command::Setup(config) => setup(&config).await,
         Command::Migrate(config) => migrate(&config).await,
@@ -57,6 +59,13 @@ pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()>
 fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
     let line = if json { serde_json::to_string(value)? } else { text() };
     writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}
+
+/// What a producer needs that is to be compared with this relay, or to stand in for it.
+fn print_producer(config: &RunConfig) -> anyhow::Result<()> {
+    let settings = producer_settings(&config.kafka, config.in_flight_max_kib, usize::MAX);
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&settings.config_map())?)?;
     Ok(())
 }
 

@@ -79,6 +79,9 @@ pub struct RunConfig {
     /// How often the leader looks whether a leaf of the ring can be emptied.
     #[arg(long, env = "RETENTION_EVERY", default_value = "10min", value_parser = humantime::parse_duration)]
     pub retention_every: Duration,
+    /// Print the settings of the Kafka producer as JSON, without the properties given to it, and do nothing.
+    #[arg(long)]
+    pub print_producer: bool,
 }
 
 fn retention(text: &str) -> Result<Duration, String> {

@@ -198,7 +198,7 @@ pub async fn topic_limits(kafka: &KafkaConfig, topics: &[String]) -> anyhow::Res
     Ok(limits)
 }
 
-/// Settings of the producer, those of the installation last.
+/// The producer's settings, without the operator's own properties, which win over them.
 pub fn producer_settings(
     kafka: &KafkaConfig,
     in_flight_max_kib: u32,
@@ -219,7 +219,7 @@ pub fn producer_settings(
         // A batch that a topic does not take would take sound records down with it.
         .set("batch.size", batch_max_bytes.min(262_144).to_string())
         .set("compression.type", "lz4");
-    chassis::kafka::finish(client, kafka)
+    client
 }
 
 /// An idempotent producer whose queue is bounded in bytes.
@@ -244,7 +244,8 @@ impl Publisher {
         limits: BTreeMap<String, usize>,
     ) -> anyhow::Result<Self> {
         let smallest = limits.values().copied().min().unwrap_or(TOPIC_MAX_BYTES_DEFAULT);
-        let producer = producer_settings(kafka, in_flight_max_kib, smallest)
+        let client = producer_settings(kafka, in_flight_max_kib, smallest);
+        let producer = chassis::kafka::finish(client, kafka)
             .create_with_context(DeliveryReports)
             .context("Kafka producer")?;
         Ok(Self { producer: Arc::new(producer), source: source.to_owned(), limits })

@@ -151,12 +151,7 @@ impl Saver {
             .map_or(Duration::ZERO, |at| self.relay.config.save_interval.saturating_sub(at.elapsed()))
     }
 
-    async fn save_taken(
-        &mut self,
-        unsaved: &mut Option<Progress>,
-        taken: u64,
-        finishing: bool,
-    ) -> anyhow::Result<()> {
+    async fn save_taken(&mut self, unsaved: &mut Option<Progress>, taken: u64) -> anyhow::Result<()> {
         if let Some(progress) = unsaved.take() {
             self.save(&progress).await?;
         }

@@ -9,7 +9,9 @@
 //!   [`store`] read for it.
 //! - [`faults`]: one family of faults after the other, in episodes that a seed draws, behind a [`proxy`]; [`workload`] are its writers.
 //! - [`demo`]: all of that together while processes are killed; [`report`] says what came of it.
+//! - [`mod@bench`]: what the relay can do and what it costs, beside a raw producer and a rival.
 
+pub mod bench;
 pub mod circle;
 pub mod demo;
 pub mod faults;

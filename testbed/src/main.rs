@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use testbed::bench::{self, Bench, Peer};
 use testbed::demo::{self, Demo};
 use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
@@ -72,6 +73,24 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure the relay: draining, latency and cost, beside a raw producer.
+    BenchRelay {
+        /// Events of a backlog.
+        #[arg(long, default_value_t = 1_000_000)]
+        events: u32,
+        /// Events per second at which latency is measured.
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 3_000])]
+        rates: Vec<u32>,
+        /// Seconds at each rate.
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+        /// Saves of progress beside an old snapshot.
+        #[arg(long, default_value_t = 100_000)]
+        saves: u32,
+        /// Whom to compare with, on an equal backlog in the same run.
+        #[arg(long)]
+        peer: Option<Peer>,
+    },
     /// Run a query and print its result as a table.
     Sql {
         /// The database: `payments` or `executor`.
@@ -127,6 +146,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
         Command::Faults { family, episodes, seed, only, keep } => {
             return hurt(&Faults { family, episodes, seed, only, keep }).await;
         }
+        Command::BenchRelay { events, rates, seconds, saves, peer } => {
+            return benchmark(&Bench { events, rates, seconds, saves, peer }).await;
+        }
         Command::Sql { db, role, query } => {
             let stack =
                 Stack::running().await?.context("the stack does not run: start it with `make run`")?;
@@ -178,6 +200,19 @@ async fn hurt(faults: &Faults) -> Result<ExitCode> {
     }
     println!("{}", outcome.report.json());
     Ok(if outcome.report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The last line on stdout is what was measured, as JSON.
+async fn benchmark(bench: &Bench) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(report) = bench::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
+    println!("{}", report.table);
+    println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn stop() -> Result<()> {

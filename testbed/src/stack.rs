@@ -12,6 +12,7 @@
 //! If the starter dies half-way there is no state.json: the next one finds the records of what was started, ends it,
 //! and begins anew.
 
+mod connect;
 mod daemon;
 mod databases;
 mod download;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+pub use connect::Connect;
 pub use daemon::tail;
 pub use databases::{OWNER, ROLES, Server, TestDatabase};
 pub use identity::Identity;

@@ -153,3 +153,34 @@ async fn the_views_say_what_is_pending() -> anyhow::Result<()> {
     assert_eq!(steps, [3]);
     Ok(())
 }
+
+#[tokio::test]
+async fn the_producers_settings_are_printed_without_the_operators_own() -> anyhow::Result<()> {
+    let arguments = [
+        "run",
+        "--print-producer",
+        "--database-url",
+        "postgres://nobody@127.0.0.1:1/none",
+        "--kafka-bootstrap",
+        "broker:9092",
+        "--kafka-property",
+        "sasl.password=hush",
+        "--schema-registry-url",
+        "http://127.0.0.1:1",
+        "--in-flight-max-kib",
+        "128",
+    ];
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_outbox-relay"));
+    let printed = testbed::processes::run_once(program, &arguments, &[]).await?;
+    let settings: std::collections::BTreeMap<String, String> = serde_json::from_str(&printed)?;
+    for (name, value) in [
+        ("bootstrap.servers", "broker:9092"),
+        ("queue.buffering.max.kbytes", "128"),
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+    ] {
+        assert_eq!(settings.get(name).map(String::as_str), Some(value), "{printed}");
+    }
+    assert!(!printed.contains("hush"), "{printed}");
+    Ok(())
+}

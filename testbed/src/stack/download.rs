@@ -25,7 +25,7 @@ use super::registry::Registry;
 
 const POM: &str = include_str!("../../stack-pom.xml");
 /// Two downloads in a row on a slow line, for whoever waits for the first.
-const LOCK_LIMIT: Duration = Duration::from_hours(1);
+pub(super) const LOCK_LIMIT: Duration = Duration::from_hours(1);
 /// The largest file has 142 MB: at 250 kB/s Maven is silent for this long.
 const SILENCE_LIMIT: Duration = Duration::from_mins(10);
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -58,7 +58,7 @@ impl Parts {
         }
         fs::create_dir_all(&partial).with_context(|| format!("create {}", partial.display()))?;
         fs::write(partial.join("pom.xml"), POM).context("write the pom")?;
-        fetch(&partial).await?;
+        fetch(&partial, "PostgreSQL 15 and 18, Kafka 4.3 and Apicurio Registry 2.6", 231).await?;
         let complete = Parts { folder: partial.clone() };
         for major in Major::ALL {
             unpack_postgres(&complete.postgres(major)).await?;
@@ -138,12 +138,10 @@ impl Parts {
     }
 }
 
-/// Maven, and once more with `-U`: it remembers failed look-ups, and would repeat an old refusal for a day.
-async fn fetch(folder: &Path) -> Result<()> {
+/// Maven, on the folder's pom, and once more with `-U`: it remembers failed look-ups, and would repeat an old refusal for a day.
+pub(super) async fn fetch(folder: &Path, what: &str, megabytes: u32) -> Result<()> {
     let begun = Instant::now();
-    say(
-        "downloading PostgreSQL 15 and 18, Kafka 4.3 and Apicurio Registry 2.6 with Maven, about 231 MB, once",
-    );
+    say(&format!("downloading {what} with Maven, about {megabytes} MB, once"));
     let mut lines = match maven(folder, false).await? {
         Ok(()) => VecDeque::new(),
         Err(lines) => lines,

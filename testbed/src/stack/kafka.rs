@@ -54,7 +54,8 @@ broker.heartbeat.interval.ms=500
 pub struct Kafka {
     part: Part,
     class_path: String,
-    classes: Classes,
+    /// None: a broker for benchmarks, see [`java::sustained`].
+    classes: Option<Classes>,
     port: u16,
     doors: Vec<Door>,
 }
@@ -72,16 +73,30 @@ pub struct Door {
 impl Kafka {
     /// A broker for one test alone, which may crash it. It ends, and its data go, when this value is dropped.
     pub async fn private(hint: &str) -> Result<Kafka> {
-        Kafka::private_behind(hint, Vec::new()).await
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start(&home, &parts, &folder, Owner::own()?, parts.classes("kafka")).await
     }
 
     /// As [`Kafka::private`], with further ways in.
     pub async fn private_behind(hint: &str, doors: Vec<Door>) -> Result<Kafka> {
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start_with(&home, &parts, &folder, Owner::own()?, Some(parts.classes("kafka")), doors).await
+    }
+
+    /// As [`Kafka::private`], for a benchmark: slower to start, and faster once it is warm.
+    pub async fn private_sustained(hint: &str) -> Result<Kafka> {
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start_with(&home, &parts, &folder, Owner::own()?, None, Vec::new()).await
+    }
+
+    async fn prepared() -> Result<(Home, Parts)> {
         let home = Home::locate()?;
         java::check().await?;
         let parts = Parts::ready(&home).await?;
-        let folder = home.private_folder(hint)?;
-        Kafka::start_behind(&home, &parts, &folder, Owner::own()?, parts.classes("kafka"), doors).await
+        Ok((home, parts))
     }
 
     /// A new broker with its data in the folder.
@@ -92,15 +107,15 @@ impl Kafka {
         owner: Owner,
         classes: Classes,
     ) -> Result<Kafka> {
-        Kafka::start_behind(home, parts, folder, owner, classes, Vec::new()).await
+        Kafka::start_with(home, parts, folder, owner, Some(classes), Vec::new()).await
     }
 
-    async fn start_behind(
+    async fn start_with(
         home: &Home,
         parts: &Parts,
         folder: &Path,
         owner: Owner,
-        classes: Classes,
+        classes: Option<Classes>,
         doors: Vec<Door>,
     ) -> Result<Kafka> {
         let part = Part::new(home, "kafka", owner, folder)?;
@@ -147,6 +162,11 @@ impl Kafka {
         self.part.stop(Signal::TERM, STOP_LIMIT).await.map(|_| ())
     }
 
+    /// Its pid, while it runs.
+    pub fn pid(&self) -> Result<i32> {
+        self.identity().map(|identity| identity.pid)
+    }
+
     /// What it logs.
     pub fn log(&self) -> &Path {
         self.part.log()
@@ -182,7 +202,10 @@ impl Kafka {
     }
 
     async fn launch(&self) -> Result<()> {
-        let mut command: Command = java::command(128, 512, &self.classes);
+        let mut command: Command = match &self.classes {
+            Some(classes) => java::command(128, 512, classes),
+            None => java::sustained(512, 1_024),
+        };
         command.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn").arg("-cp").arg(&self.class_path);
         command
             .arg("kafka.Kafka")

@@ -117,6 +117,11 @@ impl Postgres {
         self.part.stop(Signal::QUIT, STOP_LIMIT).await.map(|_| ())
     }
 
+    /// The pid of the server's first process, the parent of all others, while it runs.
+    pub fn pid(&self) -> Result<i32> {
+        self.identity().map(|identity| identity.pid)
+    }
+
     /// What it logs.
     pub fn log(&self) -> &Path {
         self.part.log()

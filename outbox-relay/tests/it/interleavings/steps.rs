@@ -5,7 +5,7 @@ use super::{
     server::{Habits, Server},
     tails::Tail,
 };
-use crate::workload::Dice;
+use testbed::load::Random;
 
 /// Sessions that write.
 pub(super) const SESSIONS: usize = 5;
@@ -77,16 +77,16 @@ impl Default for Setting {
 
 /// The steps of a seed: 20 to 160, half of the time without any misfortune.
 pub(super) fn steps(seed: u64) -> Vec<Step> {
-    let mut dice = Dice(seed);
-    let (sessions, keys) = (2 + pick(&mut dice, SESSIONS - 1), 1 + pick(&mut dice, KEYS));
-    let misfortunes = dice.below(2) == 0;
-    let length = 20 + pick(&mut dice, 141);
-    (0..length).map(|_| step(&mut dice, sessions, keys, misfortunes)).collect()
+    let mut random = Random::new(seed, 0);
+    let (sessions, keys) = (2 + pick(&mut random, SESSIONS - 1), 1 + pick(&mut random, KEYS));
+    let misfortunes = random.below(2) == 0;
+    let length = 20 + pick(&mut random, 141);
+    (0..length).map(|_| step(&mut random, sessions, keys, misfortunes)).collect()
 }
 
-fn step(dice: &mut Dice, sessions: usize, keys: usize, misfortunes: bool) -> Step {
-    let (session, key) = (pick(dice, sessions), pick(dice, keys));
-    let act = match dice.below(100) {
+fn step(random: &mut Random, sessions: usize, keys: usize, misfortunes: bool) -> Step {
+    let (session, key) = (pick(random, sessions), pick(random, keys));
+    let act = match random.below(100) {
         0..9 => Act::TakeXid,
         9..12 => Act::Lock(key),
         12..17 => Act::Draw(key),
@@ -98,30 +98,30 @@ fn step(dice: &mut Dice, sessions: usize, keys: usize, misfortunes: bool) -> Ste
         47..50 => Act::Flush,
         50..62 => Act::Commit,
         62..66 => Act::Rollback,
-        66..69 => return Step::Elsewhere { writes: dice.below(2) == 0 },
-        69..84 => return Step::Read { limit: 1 + pick(dice, 4) },
+        66..69 => return Step::Elsewhere { writes: random.below(2) == 0 },
+        69..84 => return Step::Read { limit: 1 + pick(random, 4) },
         84..91 => return Step::Publish,
         91..96 => return Step::Save,
         _ if !misfortunes => return Step::Read { limit: 2 },
-        _ => return misfortune(dice),
+        _ => return misfortune(random),
     };
     Step::Writer(session, act)
 }
 
-fn misfortune(dice: &mut Dice) -> Step {
-    match dice.below(10) {
-        0..4 => Step::LoseMemory { save_lands: dice.below(4) == 0, held: pick(dice, 3) },
+fn misfortune(random: &mut Random) -> Step {
+    match random.below(10) {
+        0..4 => Step::LoseMemory { save_lands: random.below(4) == 0, held: pick(random, 3) },
         4..7 => Step::ZombieSends,
         _ => Step::CrashServer {
-            xids: dice.below(1 << 20),
-            ids: dice.below(1 << 20),
-            still_published: pick(dice, 3),
+            xids: random.below(1 << 20) as u64,
+            ids: random.below(1 << 20) as u64,
+            still_published: pick(random, 3),
         },
     }
 }
 
-fn pick(dice: &mut Dice, limit: usize) -> usize {
-    usize::try_from(dice.below(u64::try_from(limit).unwrap())).unwrap()
+fn pick(random: &mut Random, limit: usize) -> usize {
+    random.below(limit)
 }
 
 /// Does what a writer wants, and says whether it could.
