@@ -6,8 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo run faults test bench-relay lint sql stop clean setup
 
-# A fresh shell does not know yet where rustup has put cargo.
-export PATH := $(PATH):$(HOME)/.cargo/bin
+# A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
 CARGO ?= cargo
 TESTBED := $(or $(CARGO_TARGET_DIR),target)/debug/testbed
 
@@ -97,7 +97,7 @@ setup:
 	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
 	version=$$("$$java" -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' | head -n 1 || true)
 	java_is_missing=; if [ "$${version:-0}" -lt 17 ]; then java_is_missing=yes; fi
-	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils psql:postgresql-client python3:python3; do
+	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils psql:postgresql-client python3:python3 pgbouncer:pgbouncer; do
 		command -v "$${pair%%:*}" >/dev/null || packages+=("$${pair##*:}")
 	done
 	# The headers may lie elsewhere, under a compiler of its own: so the compiler is asked, not the file system.

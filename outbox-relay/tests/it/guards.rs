@@ -1,6 +1,6 @@
 //! Servers on which a relay must not run, and the ways out; and what doctor says.
 
-use std::time::Duration;
+use std::{os::unix::fs::MetadataExt as _, time::Duration};
 
 use anyhow::Context as _;
 use futures::TryStreamExt as _;
@@ -184,5 +184,72 @@ async fn doctor_finds_a_sound_relay_sound_and_names_what_is_missing() -> anyhow:
     let elsewhere = Operator::new(&rig, &[("SCHEMA_REGISTRY_URL", "http://127.0.0.1:9")]);
     let registry = failing(elsewhere.ask_as("relay", &["doctor"]).await.unwrap_err());
     assert!(registry.contains("checks failed"), "{registry}");
+    Ok(())
+}
+
+/// PgBouncer in transaction mode before the server of a rig. It ends with this value.
+struct Pooler {
+    process: std::process::Child,
+    port: u16,
+}
+
+impl Pooler {
+    async fn start(rig: &Rig) -> anyhow::Result<Self> {
+        let port = testbed::stack::free_port()?;
+        let users = rig.folder.join("users.txt");
+        let settings = rig.folder.join("pgbouncer.ini");
+        std::fs::write(&users, "\"relay\" \"\"\n")?;
+        std::fs::write(
+            &settings,
+            format!(
+                "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+                 auth_type = trust\nauth_file = {}\npool_mode = transaction\nignore_startup_parameters = options,extra_float_digits\n",
+                rig.stack.server().port,
+                users.display()
+            ),
+        )?;
+        let mut command = std::process::Command::new("pgbouncer");
+        // It refuses to run as root.
+        if users.metadata()?.uid() == 0 {
+            command.args(["-u", "nobody"]);
+        }
+        let process = command
+            .arg("-q")
+            .arg(&settings)
+            .spawn()
+            .context("pgbouncer could not be started: `make setup` installs it")?;
+        let pooler = Self { process, port };
+        eventually(Duration::from_secs(10), "the pooler listens", async || {
+            Ok(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok())
+        })
+        .await?;
+        Ok(pooler)
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooler_that_shares_sessions_is_refused() -> anyhow::Result<()> {
+    let rig = Rig::new("pooler").await?;
+    let pooler = Pooler::start(&rig).await?;
+    let url = format!("postgres://relay@127.0.0.1:{}/{}", pooler.port, rig.database.name);
+    let operator = Operator::new(&rig, &[("DATABASE_URL", &url)]);
+    let relay = operator.relay("pooled")?;
+    relay.start()?;
+    eventually(Duration::from_secs(20), "the relay says why it does not lead", async || {
+        Ok(relay.log_lines()?.iter().any(|line| line.to_string().contains("through a pooler that shares sessions")))
+    })
+    .await?;
+    rig.append(&mut rig.connect("executor").await?, "k", 1).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(rig.records().await?.len(), 0, "it publishes nothing");
+    assert!(relay.running(), "and waits for somebody to mend it");
+    relay.terminate(Duration::from_secs(20)).await?;
     Ok(())
 }
