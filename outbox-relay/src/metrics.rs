@@ -133,37 +133,42 @@ impl Metrics {
                 "Rounds of retention that failed.",
             )?,
         };
+        metrics.register(registry, catalogue)?;
+        Ok(metrics)
+    }
+
+    fn register(&self, registry: &Registry, catalogue: &Catalogue) -> anyhow::Result<()> {
         for topic in catalogue.topics.keys() {
-            metrics.published.with_label_values(&[topic]).inc_by(0);
+            self.published.with_label_values(&[topic]).inc_by(0);
         }
         for reason in FAILURE_REASONS {
-            metrics.failures.with_label_values(&[reason]).inc_by(0);
+            self.failures.with_label_values(&[reason]).inc_by(0);
         }
         let collectors: [Box<dyn Collector>; 20] = [
-            Box::new(metrics.leader.clone()),
-            Box::new(metrics.leader_transitions.clone()),
-            Box::new(metrics.fenced.clone()),
-            Box::new(metrics.published.clone()),
-            Box::new(metrics.failures.clone()),
-            Box::new(metrics.publish_duration.clone()),
-            Box::new(metrics.batch_size.clone()),
-            Box::new(metrics.saves.clone()),
-            Box::new(metrics.pending.clone()),
-            Box::new(metrics.oldest_pending_age.clone()),
-            Box::new(metrics.skipped.clone()),
-            Box::new(metrics.parked_total.clone()),
-            Box::new(metrics.held_total.clone()),
-            Box::new(metrics.parked.clone()),
-            Box::new(metrics.held.clone()),
-            Box::new(metrics.missing.clone()),
-            Box::new(metrics.ghosts.clone()),
-            Box::new(metrics.halted.clone()),
-            Box::new(metrics.recycled.clone()),
-            Box::new(metrics.retention_failures.clone()),
+            Box::new(self.leader.clone()),
+            Box::new(self.leader_transitions.clone()),
+            Box::new(self.fenced.clone()),
+            Box::new(self.published.clone()),
+            Box::new(self.failures.clone()),
+            Box::new(self.publish_duration.clone()),
+            Box::new(self.batch_size.clone()),
+            Box::new(self.saves.clone()),
+            Box::new(self.pending.clone()),
+            Box::new(self.oldest_pending_age.clone()),
+            Box::new(self.skipped.clone()),
+            Box::new(self.parked_total.clone()),
+            Box::new(self.held_total.clone()),
+            Box::new(self.parked.clone()),
+            Box::new(self.held.clone()),
+            Box::new(self.missing.clone()),
+            Box::new(self.ghosts.clone()),
+            Box::new(self.halted.clone()),
+            Box::new(self.recycled.clone()),
+            Box::new(self.retention_failures.clone()),
         ];
         for collector in collectors {
             registry.register(collector)?;
         }
-        Ok(metrics)
+        Ok(())
     }
 }

@@ -59,7 +59,7 @@ pub(crate) async fn lead(
         stop.abandon.cancel();
         let watched = watch.await.map_err(anyhow::Error::from).and_then(|result| result);
         if let Err(error) = watched {
-            let published = published + ended.map_or_else(|ended| ended.published, |count| count);
+            let published = published + ended.unwrap_or_else(|ended| ended.published);
             return Err(TermEnded { reason: "leadership", error, published });
         }
         match ended {

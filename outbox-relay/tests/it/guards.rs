@@ -243,7 +243,10 @@ async fn a_pooler_that_shares_sessions_is_refused() -> anyhow::Result<()> {
     let relay = operator.relay("pooled")?;
     relay.start()?;
     eventually(Duration::from_secs(20), "the relay says why it does not lead", async || {
-        Ok(relay.log_lines()?.iter().any(|line| line.to_string().contains("through a pooler that shares sessions")))
+        Ok(relay
+            .log_lines()?
+            .iter()
+            .any(|line| line.to_string().contains("through a pooler that shares sessions")))
     })
     .await?;
     rig.append(&mut rig.connect("executor").await?, "k", 1).await?;

@@ -68,7 +68,7 @@ async fn poison_among_ten_thousand_holds_its_keys_alone_and_a_redrive_survives_a
     let relay = operator.relay("relay")?;
     relay.start()?;
     relay.wait_ready().await?;
-    rig.drained(Duration::from_secs(60)).await?;
+    rig.drained(Duration::from_mins(1)).await?;
     let records = rig.records().await?;
     let all: Vec<i64> = (1..=2_000).collect();
     for (key, published) in [("k-1", 2), ("k-2", 399), ("k-3", 1_999), ("k-4", 2_000), ("k-5", 2_000)] {

@@ -139,7 +139,7 @@ async fn while_the_broker_is_away_no_session_holds_a_snapshot_and_afterwards_all
     assert!(longest < 2.0, "a session of the relay held a snapshot for {longest} s");
     assert!(relay.running(), "it waits");
     kafka.restart().await?;
-    rig.drained(Duration::from_secs(60)).await?;
+    rig.drained(Duration::from_mins(1)).await?;
     let found = operator.ask(&["verify", "--since", "2020-01-01T00:00:00Z"]).await?;
     assert_eq!((found["events"].as_i64(), found["missing"].as_i64()), (Some(5_000), Some(0)), "{found}");
     relay.terminate(Duration::from_secs(20)).await?;
