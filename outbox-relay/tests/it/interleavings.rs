@@ -97,7 +97,18 @@ impl Met {
 }
 
 fn listed(steps: &[Step]) -> String {
-    steps.iter().map(|step| format!("  {step:?}\n")).collect()
+    steps.iter().map(|step| format!("  {step:?}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Whatever panics, the seed is known.
+struct SaidOnPanic(u64);
+
+impl Drop for SaidOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("INTERLEAVING={} runs it again", self.0);
+        }
+    }
 }
 
 #[test]
@@ -113,15 +124,13 @@ fn every_committed_row_is_published_in_order_and_without_delay_whatever_the_inte
     let count = from_environment("INTERLEAVINGS").unwrap_or(INTERLEAVINGS);
     let mut met = Met::default();
     for seed in first..first + count {
+        let _said = SaidOnPanic(seed);
         let all = steps(seed);
         let findings =
             run::<Windows>(&all, Setting::default(), |server, relay, step| met.note(server, relay, step));
         if findings.any() {
             let fails = |fewer: &[Step]| run::<Windows>(fewer, Setting::default(), |_, _, _| ()).any();
-            panic!(
-                "{findings:?}; INTERLEAVING={seed} runs it again. Shortest:\n{}",
-                listed(&shrink(all, fails))
-            );
+            panic!("{findings:?}. Shortest:\n{}", listed(&shrink(all, fails)));
         }
     }
     println!("{count} interleavings from seed {first} on: {met:?}");
@@ -129,8 +138,8 @@ fn every_committed_row_is_published_in_order_and_without_delay_whatever_the_inte
 }
 
 /// Runs a broken way under the same checks, and says what they found in how many interleavings. `expected` picks the finding that it is
-/// known for.
-fn caught<T: Tail>(what: &str, setting: Setting, expected: fn(&Findings) -> u32) {
+/// known for, and one that is not made panics.
+fn caught<T: Tail>(what: &str, setting: Setting, expected: fn(&Findings) -> u32) -> String {
     let first = first_seed();
     let (mut total, mut failed, mut example, mut count) = (Findings::default(), 0, None, 0);
     while count < FOR_CONTROLS || (example.is_none() && count < AT_MOST_FOR_CONTROLS) {
@@ -145,47 +154,45 @@ fn caught<T: Tail>(what: &str, setting: Setting, expected: fn(&Findings) -> u32)
         }
     }
     let Some(example) = example else { panic!("{what}: not caught from seed {first} on: {total:?}") };
-    println!(
+    format!(
         "{what}: caught in {failed} of {count} interleavings, {total:?}; for example\n{}",
         listed(&example)
-    );
+    )
 }
 
 #[test]
 fn tails_that_look_right_are_caught() {
     let ours = Setting::default();
-    caught::<HighestId>("the highest id seen", ours, |found| found.lost);
-    caught::<TransactionOrder>("transaction order below xmin", ours, |found| found.inversions);
-    caught::<TransactionOrder>("transaction order below xmin", ours, |found| found.overdue);
-    caught::<FloorFromIdsRead>("a floor from the ids read so far", ours, |found| found.lost);
-    caught::<FloorFromSequence>("a floor from the sequence", ours, |found| found.lost);
-    caught::<LateIgnored>("no look at the transactions in progress", ours, |found| found.lost);
-    caught::<WindowNotSaved>("a cursor without its window", ours, |found| found.lost);
+    for finding in [
+        caught::<HighestId>("the highest id seen", ours, |found| found.lost),
+        caught::<TransactionOrder>("transaction order below xmin", ours, |found| found.inversions),
+        caught::<TransactionOrder>("transaction order below xmin", ours, |found| found.overdue),
+        caught::<FloorFromIdsRead>("a floor from the ids read so far", ours, |found| found.lost),
+        caught::<FloorFromSequence>("a floor from the sequence", ours, |found| found.lost),
+        caught::<LateIgnored>("no look at the transactions in progress", ours, |found| found.lost),
+        caught::<WindowNotSaved>("a cursor without its window", ours, |found| found.lost),
+    ] {
+        println!("{finding}");
+    }
 }
 
 #[test]
 fn relays_writers_and_servers_that_break_the_rules_are_caught() {
     let ours = Setting::default();
-    let outlives = Vices { outlives_the_server: true, ..Vices::default() };
-    caught::<Windows>(
-        "a window in memory used on after a crash of the server",
-        Setting { vices: outlives, ..ours },
-        |found| found.lost,
-    );
-    let hasty = Vices { saves_before_publishing: true, ..Vices::default() };
-    caught::<Windows>("progress saved before it is published", Setting { vices: hasty, ..ours }, |found| {
-        found.lost
-    });
-    let unlocked = Habits { writers_lock: false, ..ours.habits };
-    caught::<Windows>("writers that do not lock the key", Setting { habits: unlocked, ..ours }, |found| {
-        found.inversions
-    });
-    let forgetful = Habits { commits_are_durable: false, ..ours.habits };
-    caught::<Windows>(
-        "commits that are visible before they are durable",
-        Setting { habits: forgetful, ..ours },
-        |found| found.ghosts,
-    );
+    let vicious = |vices| Setting { vices, ..ours };
+    let habitual = |habits| Setting { habits, ..ours };
+    let outlives = vicious(Vices { outlives_the_server: true, ..ours.vices });
+    let hasty = vicious(Vices { saves_before_publishing: true, ..ours.vices });
+    let unlocked = habitual(Habits { writers_lock: false, ..ours.habits });
+    let forgetful = habitual(Habits { commits_are_durable: false, ..ours.habits });
+    for finding in [
+        caught::<Windows>("a window in memory that outlives the server", outlives, |found| found.lost),
+        caught::<Windows>("progress saved before it is published", hasty, |found| found.lost),
+        caught::<Windows>("writers that do not lock the key", unlocked, |found| found.inversions),
+        caught::<Windows>("commits visible before they are durable", forgetful, |found| found.ghosts),
+    ] {
+        println!("{finding}");
+    }
 }
 
 /// Memory lost with progress unsaved: what was published since comes again, and the books call that no repeat. Within a term it is one.

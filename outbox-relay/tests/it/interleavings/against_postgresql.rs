@@ -215,8 +215,8 @@ impl Both {
 
     async fn step(&mut self, step: Step) -> anyhow::Result<()> {
         match step {
-            // Durable and not yet visible: nobody can hold a real server there.
-            Step::Writer(_, Act::Flush) => {}
+            // Durable and not yet visible: nobody can hold a real server there. The rest does not concern the server.
+            Step::Writer(_, Act::Flush) | Step::Publish | Step::ZombieSends | Step::CrashServer { .. } => {}
             Step::Writer(writer, what) => self.writer(writer, what).await?,
             Step::Elsewhere { writes } => {
                 let sql = if writes {
@@ -230,7 +230,6 @@ impl Both {
             Step::Read { limit } => self.read(limit).await?,
             Step::Save => self.save().await?,
             Step::LoseMemory { .. } => self.read_back().await?,
-            Step::Publish | Step::ZombieSends | Step::CrashServer { .. } => {}
         }
         let (real, model) = (self.sessions.snapshot().await?, self.model.snapshot());
         ensure!(real == model, "the snapshot is {real}, the model's {model}");

@@ -161,14 +161,12 @@ impl Server {
         if !self.habits.writers_lock {
             return true;
         }
-        match self.locks.get(&key) {
-            Some(holder) => *holder == session,
-            None => {
-                self.locks.insert(key, session);
-                self.sessions[session].locks.push(key);
-                true
-            }
+        if let Some(holder) = self.locks.get(&key) {
+            return *holder == session;
         }
+        self.locks.insert(key, session);
+        self.sessions[session].locks.push(key);
+        true
     }
 
     /// Draws the number of a row that is written later, or never.
