@@ -4,10 +4,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint sql stop clean setup
+.PHONY: help demo run faults test bench-relay lint sql stop clean setup
 
-# A fresh shell does not know yet where rustup has put cargo.
-export PATH := $(PATH):$(HOME)/.cargo/bin
+# A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
 CARGO ?= cargo
 TESTBED := $(or $(CARGO_TARGET_DIR),target)/debug/testbed
 
@@ -17,13 +17,29 @@ RATE ?= 200
 KILLS ?= 3
 SEED ?= 1
 
+# Which PostgreSQL the real parts have: 18, or 15, the oldest that the outbox works on.
+PG ?= 18
+export PAYMENT_OUTBOX_POSTGRES := $(PG)
+
+# What `make faults` does. The relay has its failpoints in tests alone.
+FAMILY ?= relay
+EPISODES ?= 200
+FAILPOINTS := --features outbox-relay/failpoints
+
+# What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
+EVENTS ?= 1000000
+RATES ?= 100,1000,3000
+SECONDS ?= 20
+SAVES ?= 100000
+PEER ?=
+
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
 Q ?= SELECT state, count(*) FROM payments.payment_orders GROUP BY state
 export DB Q
 
 help: ## List what can be made
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
 
 demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (PAYMENTS= RATE= KILLS= SEED=)
 	@$(CARGO) build --workspace --bins
@@ -33,12 +49,21 @@ run: setup ## Start everything, print every address, and stay until Ctrl-C
 	@$(CARGO) build --workspace --bins
 	exec $(TESTBED) run
 
-test: setup ## Start the real parts once and run the whole suite (ARGS="-p outbox" for less)
-	@$(CARGO) build --workspace --all-targets
+faults: setup ## Hurt a part in EPISODES ways, prove each time that nothing was lost (FAMILY= EPISODES= SEED=)
+	@$(CARGO) build --workspace --bins $(FAILPOINTS)
+	exec $(TESTBED) faults --family $(FAMILY) --episodes $(EPISODES) --seed $(SEED) $(ARGS)
+
+test: setup ## Start the real parts once and run the whole suite (PG=15 on the oldest PostgreSQL, ARGS="-p outbox" for less)
+	@$(CARGO) build --workspace --all-targets $(FAILPOINTS)
 	# A stack that was running already stays: someone else is using it.
 	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
 	$(TESTBED) up
-	$(CARGO) test $(or $(ARGS),--workspace)
+	$(CARGO) test $(or $(ARGS),--workspace $(FAILPOINTS))
+
+bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
+		--saves $(SAVES) $(if $(PEER),--peer $(PEER))
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check
@@ -72,7 +97,7 @@ setup:
 	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
 	version=$$("$$java" -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' | head -n 1 || true)
 	java_is_missing=; if [ "$${version:-0}" -lt 17 ]; then java_is_missing=yes; fi
-	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils; do
+	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils psql:postgresql-client python3:python3 pgbouncer:pgbouncer; do
 		command -v "$${pair%%:*}" >/dev/null || packages+=("$${pair##*:}")
 	done
 	# The headers may lie elsewhere, under a compiler of its own: so the compiler is asked, not the file system.

@@ -13,6 +13,10 @@ use sqlx::{
 
 use crate::config::PostgresConfig;
 
+/// After so long the server ends a session that has left a transaction open, as PostgreSQL writes it. A session in which this setting
+/// is missing did not begin with our options: a pooler is in between.
+pub const IDLE_IN_TRANSACTION_MAX: &str = "10s";
+
 /// Options of every session. The limits make the server end a session that its process has forgotten: such a session would hold
 /// locks and keep vacuum from its work in the whole database.
 pub fn connect_options(url: &SecretString, application: &str) -> anyhow::Result<PgConnectOptions> {
@@ -26,7 +30,7 @@ pub fn connect_options(url: &SecretString, application: &str) -> anyhow::Result<
     Ok(options
         .application_name(application)
         .options([
-            ("idle_in_transaction_session_timeout", "10s"),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_MAX),
             ("lock_timeout", "5s"),
             ("statement_timeout", "30s"),
             ("timezone", "UTC"),

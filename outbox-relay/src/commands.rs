@@ -1,21 +1,34 @@
 //! The subcommands beside `run`.
 
-use std::{collections::HashMap, io::Write as _, time::Duration};
+mod doctor;
+mod move_server;
+mod orders;
+mod setup;
+mod status;
+mod verify;
 
-use anyhow::{Context as _, bail, ensure};
-use chassis::{config::KafkaConfig, postgres, shutdown::Shutdown};
-use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
-    client::DefaultClientContext,
-    types::RDKafkaErrorCode,
-};
-use schema::{registry::Registry, wire::value_subject};
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use chassis::{postgres, shutdown::Shutdown};
+use serde::Serialize;
 use sqlx::Connection as _;
 
+pub use self::{
+    doctor::doctor,
+    move_server::{adopt, rebase},
+    orders::order,
+    setup::setup,
+    status::{parked, status},
+    verify::verify,
+};
 use crate::{
-    catalogue::{Catalogue, Topic},
-    config::{Command, MigrateConfig, SetupConfig, StatusConfig},
-    store::{self, GrantFunction},
+    config::{Command, MigrateConfig, RunConfig},
+    publish::producer_settings,
+    store::{
+        orders::CommandKind,
+        upkeep::{self, GrantFunction},
+    },
 };
 
 /// The migrations of the outbox, for any database that has one.
@@ -23,20 +36,38 @@ pub fn migrations() -> sqlx::migrate::Migrator {
     sqlx::migrate!("../migrations/outbox")
 }
 
-/// Limit of one administrative call to the brokers.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Does what the command line asks for.
 pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
     match command {
+        Command::Run(config) if config.print_producer => print_producer(&config),
         Command::Run(config) => crate::run(*config, shutdown).await,
         Command::Setup(config) => setup(&config).await,
         Command::Migrate(config) => migrate(&config).await,
+        Command::Doctor(config) => doctor(&config).await,
         Command::Status(config) => status(&config).await,
+        Command::Parked(config) => parked(&config).await,
+        Command::Redrive(config) => order(CommandKind::Redrive, &config).await.map(drop),
+        Command::Discard(config) => order(CommandKind::Discard, &config).await.map(drop),
+        Command::Replay(config) => order(CommandKind::Replay, &config).await.map(drop),
+        Command::Verify(config) => verify(&config).await.map(drop),
+        Command::Rebase(config) => rebase(&config).await,
+        Command::Adopt(config) => adopt(&config).await,
     }
 }
 
-// --------------------------------------------------------------------------------------------------------------- migrate
+/// Writes one JSON value, or the text.
+fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let line = if json { serde_json::to_string(value)? } else { text() };
+    writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}
+
+/// What a producer needs that is to be compared with this relay, or to stand in for it.
+fn print_producer(config: &RunConfig) -> anyhow::Result<()> {
+    let settings = producer_settings(&config.kafka, config.in_flight_max_kib, usize::MAX);
+    writeln!(std::io::stdout(), "{}", serde_json::to_string(&settings.config_map())?)?;
+    Ok(())
+}
 
 /// Creates or upgrades the outbox, and grants its use.
 pub async fn migrate(config: &MigrateConfig) -> anyhow::Result<()> {
@@ -59,9 +90,10 @@ pub async fn migrate(config: &MigrateConfig) -> anyhow::Result<()> {
         (GrantFunction::Writer, &config.writers),
         (GrantFunction::Relay, &config.relays),
         (GrantFunction::Reader, &config.readers),
+        (GrantFunction::Operator, &config.operators),
     ] {
         for role in roles {
-            store::grant(&mut connection, function, role)
+            upkeep::grant(&mut connection, function, role)
                 .await
                 .with_context(|| format!("grant {function:?} to {role}"))?;
         }
@@ -71,138 +103,5 @@ pub async fn migrate(config: &MigrateConfig) -> anyhow::Result<()> {
         version = migrations().iter().map(|migration| migration.version).max(),
         "outbox is up to date"
     );
-    Ok(())
-}
-
-// ----------------------------------------------------------------------------------------------------------------- setup
-
-/// Creates the topics of the catalogue and registers its schemas.
-pub async fn setup(config: &SetupConfig) -> anyhow::Result<()> {
-    let catalogue = Catalogue::read(&config.catalogue.events)?;
-    let admin: AdminClient<DefaultClientContext> =
-        chassis::kafka::finish(chassis::kafka::client(&config.kafka, "outbox-relay setup"), &config.kafka)
-            .create()?;
-    let brokers = broker_count(&config.kafka).await?;
-    for (name, topic) in &catalogue.topics {
-        create_topic(&admin, name, topic, brokers).await?;
-    }
-    let registry = Registry::new(&config.registry.schema_registry_url)?;
-    for (event_type, event) in &catalogue.events {
-        let subject = value_subject(&event.topic);
-        let id = registry
-            .register(&subject, &event.schema_text)
-            .await
-            .with_context(|| format!("schema of {event_type}"))?;
-        tracing::info!(event_type, subject, schema_id = id, "schema registered");
-    }
-    Ok(())
-}
-
-async fn broker_count(kafka: &KafkaConfig) -> anyhow::Result<usize> {
-    use rdkafka::{consumer::BaseConsumer, consumer::Consumer as _};
-    let client: BaseConsumer =
-        chassis::kafka::finish(chassis::kafka::client(kafka, "outbox-relay setup"), kafka).create()?;
-    // Blocking, so not on a thread that tasks share.
-    let metadata = tokio::task::spawn_blocking(move || client.fetch_metadata(None, ADMIN_TIMEOUT)).await?;
-    let brokers = metadata.context("the brokers did not answer")?.brokers().len();
-    ensure!(brokers > 0, "the cluster names no broker");
-    Ok(brokers)
-}
-
-/// Replication 3 with at least 2 in sync where there are brokers enough; less is for development, and is said.
-async fn create_topic(
-    admin: &AdminClient<DefaultClientContext>,
-    name: &str,
-    topic: &Topic,
-    brokers: usize,
-) -> anyhow::Result<()> {
-    let replication = i32::try_from(brokers.min(3))?;
-    let min_in_sync = if replication >= 3 { "2" } else { "1" };
-    if replication < 3 {
-        tracing::warn!(
-            topic = name,
-            replication,
-            "fewer than 3 brokers: an acknowledged record can be lost with one of them"
-        );
-    }
-    let retention_ms = topic.retention.as_millis().to_string();
-    let wanted = NewTopic::new(name, topic.partitions, TopicReplication::Fixed(replication))
-        .set("retention.ms", &retention_ms)
-        .set("min.insync.replicas", min_in_sync);
-    let options =
-        AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT)).request_timeout(Some(ADMIN_TIMEOUT));
-    for result in admin.create_topics([&wanted], &options).await? {
-        match result {
-            Ok(_) => tracing::info!(
-                topic = name,
-                partitions = topic.partitions,
-                replication,
-                retention_ms,
-                "topic created"
-            ),
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {
-                check_topic(admin, name, topic, &options).await?;
-            }
-            Err((_, code)) => bail!("topic {name} could not be created: {code}"),
-        }
-    }
-    Ok(())
-}
-
-/// A topic that exists is left as it is, but its differences are said.
-async fn check_topic(
-    admin: &AdminClient<DefaultClientContext>,
-    name: &str,
-    topic: &Topic,
-    options: &AdminOptions,
-) -> anyhow::Result<()> {
-    let mut settings = HashMap::new();
-    for resource in admin.describe_configs([&ResourceSpecifier::Topic(name)], options).await? {
-        let resource =
-            resource.map_err(|code| anyhow::anyhow!("settings of topic {name} could not be read: {code}"))?;
-        settings.extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
-    }
-    let retention_ms = settings.get("retention.ms").and_then(|value| value.parse::<i128>().ok());
-    let wanted_ms = i128::try_from(topic.retention.as_millis())?;
-    if retention_ms.is_some_and(|found| found >= 0 && found < wanted_ms) {
-        tracing::warn!(
-            topic = name,
-            retention_ms,
-            wanted_ms,
-            "the topic keeps records for less time than the catalogue says"
-        );
-    }
-    if settings.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
-        tracing::warn!(topic = name, "the topic is compacted: earlier events of a key will disappear");
-    }
-    tracing::info!(topic = name, "topic exists");
-    Ok(())
-}
-
-// ---------------------------------------------------------------------------------------------------------------- status
-
-/// Prints how far the relays of an outbox are.
-pub async fn status(config: &StatusConfig) -> anyhow::Result<()> {
-    let mut connection = postgres::connect(&config.database_url, "outbox-relay status").await?;
-    let relays = store::status(&mut connection).await?;
-    let mut out = std::io::stdout();
-    if config.json {
-        writeln!(out, "{}", serde_json::to_string(&relays)?)?;
-        return Ok(());
-    }
-    if relays.is_empty() {
-        let pending = store::pending_without_relay(&mut connection).await?;
-        writeln!(out, "no relay has ever run on this outbox; {pending} events are pending")?;
-        return Ok(());
-    }
-    writeln!(out, "{:<20} {:>10} {:>10} {:>14}  last save", "relay", "save", "pending", "oldest (s)")?;
-    for relay in relays {
-        let age = relay.oldest_pending_age_seconds.map_or_else(|| "-".to_owned(), |age| format!("{age:.3}"));
-        writeln!(
-            out,
-            "{:<20} {:>10} {:>10} {age:>14}  {}",
-            relay.relay, relay.seq, relay.pending, relay.saved_at
-        )?;
-    }
     Ok(())
 }

@@ -14,8 +14,24 @@ pub enum Command {
     Setup(SetupConfig),
     /// Create or upgrade the outbox in a database, and grant its use.
     Migrate(MigrateConfig),
+    /// Look at everything that a relay needs, and say what is missing.
+    Doctor(Box<DoctorConfig>),
     /// Say how far the relays of this outbox are.
     Status(StatusConfig),
+    /// List what is parked or held, and why.
+    Parked(StatusConfig),
+    /// Publish parked events, after what was wrong with them is mended.
+    Redrive(OrderConfig),
+    /// Give parked events up, and publish what was held behind them.
+    Discard(OrderConfig),
+    /// Publish events again that were published before.
+    Replay(OrderConfig),
+    /// Compare the outbox with its topics, and publish what is missing there.
+    Verify(Box<VerifyConfig>),
+    /// After a restore or a copy: give the rows of this outbox transaction ids of this server, and go on. Needs the owner.
+    Rebase(MoveConfig),
+    /// After pg_upgrade, whose transaction ids go on: take the cursor over to this server as it is.
+    Adopt(MoveConfig),
 }
 
 /// Settings of `run`.
@@ -57,6 +73,25 @@ pub struct RunConfig {
     /// Least time between two saves of progress.
     #[arg(long, env = "SAVE_INTERVAL", default_value = "25ms", value_parser = humantime::parse_duration)]
     pub save_interval: Duration,
+    /// How long published events are kept: 1 hour to 6 days, as the ring has eight days.
+    #[arg(long, env = "RETENTION", default_value = "6d", value_parser = retention)]
+    pub retention: Duration,
+    /// How often the leader looks whether a leaf of the ring can be emptied.
+    #[arg(long, env = "RETENTION_EVERY", default_value = "10min", value_parser = humantime::parse_duration)]
+    pub retention_every: Duration,
+    /// Print the settings of the Kafka producer as JSON, without the properties given to it, and do nothing.
+    #[arg(long)]
+    pub print_producer: bool,
+}
+
+fn retention(text: &str) -> Result<Duration, String> {
+    const HOUR: u64 = 3_600;
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (HOUR..=6 * 24 * HOUR).contains(&duration.as_secs()) {
+        Ok(duration)
+    } else {
+        Err("expected 1h to 6d".to_owned())
+    }
 }
 
 /// Where the catalogue is.
@@ -96,6 +131,9 @@ pub struct MigrateConfig {
     /// Role that may read everything. May be given several times.
     #[arg(long = "reader", value_name = "ROLE")]
     pub readers: Vec<String>,
+    /// Role that may read everything and ask for redrive, discard and replay. May be given several times.
+    #[arg(long = "operator", value_name = "ROLE")]
+    pub operators: Vec<String>,
     /// Print the SQL and do nothing, for those who run it with a tool of their own.
     #[arg(long)]
     pub print: bool,
@@ -110,4 +148,124 @@ pub struct StatusConfig {
     /// One JSON array instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which relay of an outbox is meant.
+#[derive(Args, Clone, Debug)]
+pub struct RelayConfig {
+    /// Connection URL.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: secrecy::SecretString,
+    /// Name of the relay.
+    #[arg(long, env = "RELAY_NAME", default_value = "relay")]
+    pub name: String,
+    /// JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Settings of `redrive`, `discard` and `replay`.
+#[derive(Args, Clone, Debug)]
+pub struct OrderConfig {
+    /// Which relay.
+    #[command(flatten)]
+    pub relay: RelayConfig,
+    /// Event id. May be given several times.
+    #[arg(long = "event", value_name = "EVENT_ID")]
+    pub events: Vec<uuid::Uuid>,
+    /// Key (aggregate id). May be given several times.
+    #[arg(long = "key", value_name = "KEY")]
+    pub keys: Vec<String>,
+    /// Outbox ids from here on.
+    #[arg(long)]
+    pub from_id: Option<i64>,
+    /// Outbox ids up to here.
+    #[arg(long)]
+    pub to_id: Option<i64>,
+    /// Appended at this time (RFC 3339) or later.
+    #[arg(long, value_parser = rfc3339)]
+    pub since: Option<time::OffsetDateTime>,
+    /// Appended before this time (RFC 3339).
+    #[arg(long, value_parser = rfc3339)]
+    pub until: Option<time::OffsetDateTime>,
+    /// Everything that is parked. Not for replay.
+    #[arg(long)]
+    pub all: bool,
+    /// Do it. Without this, what would be done is counted and shown.
+    #[arg(long, requires_all = ["operator", "note"])]
+    pub execute: bool,
+    /// Your name, for the audit.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+    /// Why, for the audit.
+    #[arg(long)]
+    pub note: Option<String>,
+    /// How long to wait for the leader.
+    #[arg(long, default_value = "1min", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+}
+
+/// Settings of `verify`.
+#[derive(Args, Clone, Debug)]
+pub struct VerifyConfig {
+    /// Which relay.
+    #[command(flatten)]
+    pub relay: RelayConfig,
+    /// Broker to read from.
+    #[command(flatten)]
+    pub kafka: KafkaConfig,
+    /// Which events go where.
+    #[command(flatten)]
+    pub catalogue: CatalogueConfig,
+    /// CloudEvents source of the records, as the relay has it.
+    #[arg(long, env = "EVENT_SOURCE", default_value = "/outbox")]
+    pub source: String,
+    /// Compare events appended at this time (RFC 3339) or later.
+    #[arg(long, value_parser = rfc3339)]
+    pub since: time::OffsetDateTime,
+    /// Publish what is missing. Without this, it is counted and shown.
+    #[arg(long, requires = "operator")]
+    pub execute: bool,
+    /// Your name, for the audit.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+    /// How long to wait for the leader.
+    #[arg(long, default_value = "10min", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+}
+
+/// Settings of `doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorConfig {
+    /// Which relay, as the role that it connects as.
+    #[command(flatten)]
+    pub relay: RelayConfig,
+    /// Broker to publish to.
+    #[command(flatten)]
+    pub kafka: KafkaConfig,
+    /// Where the schema ids come from.
+    #[command(flatten)]
+    pub registry: RegistryConfig,
+    /// Which events go where.
+    #[command(flatten)]
+    pub catalogue: CatalogueConfig,
+}
+
+/// Settings of `rebase` and `adopt`.
+#[derive(Args, Clone, Debug)]
+pub struct MoveConfig {
+    /// Which relay.
+    #[command(flatten)]
+    pub relay: RelayConfig,
+    /// Do it. Without this, what would be done is shown.
+    #[arg(long, requires = "operator")]
+    pub execute: bool,
+    /// Your name, for the audit.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+}
+
+fn rfc3339(text: &str) -> Result<time::OffsetDateTime, String> {
+    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+        .map_err(|error| format!("{error}; expected a time such as 2026-01-31T12:00:00Z"))
 }

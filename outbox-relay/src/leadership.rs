@@ -152,12 +152,11 @@ async fn hold(
     acquired: oneshot::Sender<()>,
     standing_by: impl Fn(bool),
 ) -> anyhow::Result<()> {
-    let key = lock_key(relay);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-    let mut connection = loop {
+    let (mut connection, key) = loop {
         tokio::select! {
-            attempt = stand_by(url, key, &standing_by) => match attempt {
-                Ok(connection) => break connection,
+            attempt = stand_by(url, relay, &standing_by) => match attempt {
+                Ok(taken) => break taken,
                 Err(error) => {
                     standing_by(false);
                     tracing::warn!(relay, error = format!("{error:#}"), "cannot stand by for the leader lock; trying again");
@@ -194,20 +193,37 @@ async fn hold(
     }
 }
 
-/// Tries for the lock until it is there.
-async fn stand_by(url: &SecretString, key: i64, standing_by: &impl Fn(bool)) -> anyhow::Result<PgConnection> {
+/// Tries for the lock until it is there. Returns the session that holds it, and its number.
+async fn stand_by(
+    url: &SecretString,
+    relay: &str,
+    standing_by: &impl Fn(bool),
+) -> anyhow::Result<(PgConnection, i64)> {
     let mut connection = postgres::connect(url, "outbox-relay lock").await?;
+    refuse_pooler(&mut connection).await?;
     let server = store::server_identity(&mut connection).await?;
     ensure!(
         !server.in_recovery,
         "the server is a standby (in recovery): the outbox can only be relayed from the primary"
     );
+    let key = store::lock_key(&mut connection, relay).await?;
     store::limit_idle_session(&mut connection, SESSION_IDLE_MAX.as_secs()).await?;
     while !store::try_lock(&mut connection, key).await? {
         standing_by(true);
         tokio::time::sleep(TRY_EVERY).await;
     }
-    Ok(connection)
+    Ok((connection, key))
+}
+
+/// A lock of the session needs a session of its own. A pooler that shares server connections between transactions drops the settings
+/// that a session begins with, or answers from another server process; the pings would find the latter, but only after the fact.
+pub(crate) async fn refuse_pooler(connection: &mut PgConnection) -> anyhow::Result<()> {
+    ensure!(
+        store::checks::session_is_own(connection).await?,
+        "this connection goes through a pooler that shares sessions (transaction or statement mode): leader lock and session settings do \
+         not hold there; connect to PostgreSQL directly, or through a pool in session mode"
+    );
+    Ok(())
 }
 
 async fn prove(connection: &mut PgConnection, key: i64, proof: &Proof) -> anyhow::Result<Option<i32>> {
@@ -217,10 +233,4 @@ async fn prove(connection: &mut PgConnection, key: i64, proof: &Proof) -> anyhow
         proof.record(asked_at);
     }
     Ok(holder)
-}
-
-/// The advisory lock's number: 64 bits of a name-based uuid, so that relays of different names do not meet.
-fn lock_key(relay: &str) -> i64 {
-    let name = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("outbox-relay/leader/{relay}").as_bytes());
-    i64::from_be_bytes(name.as_u64_pair().0.to_be_bytes())
 }

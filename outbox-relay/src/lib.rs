@@ -3,28 +3,41 @@
 //! ```text
 //!  leadership ── leader lock, proof ─────────────────────────────────────────────┐ asked before anything is produced
 //!                                                                                ▼
-//!  outbox.events ── read: window, pages ──▶ publish: JSON -> Avro -> producer ──▶ Kafka
-//!                        ▲                        │ batches, in order              │ delivery reports
-//!                        │ cursor                 ▼                                ▼
-//!  outbox.batches ◀──────┴───────────────── save: every batch delivered, then one INSERT
+//!  takeover ── guards, fence, tail of the topics ── what is there is skipped ──┐
+//!                                                                              ▼
+//!  outbox.events ── read: window, pages ──▶ dispatch: JSON -> Avro -> producer ──▶ Kafka
+//!                        ▲                     ▲     │ batches, in order            │ delivery reports
+//!                        │ cursor              │     │ unpublishable: parked        ▼
+//!  outbox.batches ◀──────┴─────────────────────┼── save: every batch delivered, then one INSERT
+//!  outbox.commands ── orders: redrive, discard, replay
 //! ```
 //!
 //! It knows nothing of payments: which event goes where is in the catalogue.
 //!
 //! What happens if the process dies
-//! - before a batch is acknowledged, or after it and before the save: the next leader publishes the batch again, with the same event
-//!   ids and in the same order per key. Consumers take an event id once.
+//! - before a batch is acknowledged, or after it and before the save: the next leader finds on the topics what came to lie there, and
+//!   publishes the rest, with the same event ids and in the same order per key. Requests that were in flight at that moment can reach
+//!   the broker later: those events are on the topic twice. Consumers take an event id once.
 //! - within the save: it has committed or it has not; the next leader reads which.
 //! - at any other point: nothing was begun.
 
 pub mod catalogue;
 pub mod commands;
 pub mod config;
+mod dispatch;
 pub mod encode;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 pub mod leadership;
 pub mod metrics;
+mod orders;
 pub mod publish;
+mod read;
+pub mod recover;
+mod retention;
+mod save;
 pub mod store;
+mod takeover;
 mod term;
 pub mod window;
 
@@ -32,8 +45,9 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use chassis::{admin, backoff::Backoff, postgres, shutdown::Shutdown};
-use secrecy::SecretString;
+use sqlx::PgConnection;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::{catalogue::Catalogue, config::RunConfig, encode::Encoder, metrics::Metrics, store::SaveError};
 
@@ -43,6 +57,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(15);
 /// What one relay process has for its whole life, whether it leads or not.
 struct Relay {
     config: RunConfig,
+    /// Host and process id, for operators.
+    identity: String,
     catalogue: &'static Catalogue,
     encoder: Encoder,
     registry: schema::registry::Registry,
@@ -63,6 +79,7 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
         schema_ids: Mutex::default(),
         metrics: Metrics::new(&prometheus, catalogue)?,
         catalogue,
+        identity: identity(),
         config,
     });
     admin::serve(&relay.config.admin, prometheus, readiness.clone(), &shutdown).await?;
@@ -80,14 +97,17 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
         relay.metrics.leader.set(1);
         readiness.set(true);
         tracing::info!(relay = relay.config.name, leader_token = %lock.token, "leading");
-        let sampling = tokio_util::sync::CancellationToken::new();
-        let sampler = tokio::spawn(sample_backlog(Arc::clone(&relay), sampling.clone()));
+        failpoint("R1");
+        let leading = CancellationToken::new();
+        let sampler = tokio::spawn(sample_backlog(Arc::clone(&relay), leading.clone()));
+        let turning = tokio::spawn(retention::keep_turning(Arc::clone(&relay), leading.clone()));
         let result = term::lead(&relay, &lock, &shutdown).await;
-        sampling.cancel();
+        leading.cancel();
         relay.metrics.leader.set(0);
         // First the lock, for which others wait.
         lock.release().await;
         sampler.await.context("measuring the backlog")?;
+        turning.await.context("retention")?;
         match result {
             Ok(published) => {
                 tracing::info!(
@@ -99,6 +119,7 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
             }
             Err(ended) => {
                 relay.metrics.failures.with_label_values(&[ended.reason]).inc();
+                relay.metrics.halted.set(i64::from(ended.reason == "halted"));
                 if matches!(ended.error.downcast_ref(), Some(SaveError::Fenced(_))) {
                     relay.metrics.fenced.inc();
                     return Err(ended.error.context("another leader took over while this one slept"));
@@ -123,27 +144,59 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 /// Measures the backlog while this process leads. Only the leader does, so that sums over processes are right.
-async fn sample_backlog(relay: Arc<Relay>, stop: tokio_util::sync::CancellationToken) {
+async fn sample_backlog(relay: Arc<Relay>, stop: CancellationToken) {
+    // Kept: a server process for every look would cost more than the look.
+    let mut session = None;
     while !stop.is_cancelled() {
-        match backlog(&relay.config.postgres.database_url, &relay.config.name).await {
+        match backlog(&relay, &mut session).await {
             Ok(backlog) => {
-                relay.metrics.pending.set(backlog.pending);
-                relay.metrics.oldest_pending_age.set(backlog.oldest_age_seconds);
+                let metrics = &relay.metrics;
+                metrics.pending.set(backlog.pending);
+                metrics.oldest_pending_age.set(backlog.oldest_age_seconds);
+                metrics.parked.set(backlog.parked);
+                metrics.held.set(backlog.held);
+                metrics.missing.set(backlog.missing);
+                metrics.ghosts.set(backlog.ghosts);
             }
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "the backlog could not be measured"),
+            Err(error) => {
+                session = None;
+                tracing::warn!(error = format!("{error:#}"), "the backlog could not be measured");
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(SAMPLE_EVERY) => {}
             () = stop.cancelled() => {}
         }
     }
-    relay.metrics.pending.set(0);
-    relay.metrics.oldest_pending_age.set(0.0);
+    let metrics = &relay.metrics;
+    for gauge in [&metrics.pending, &metrics.parked, &metrics.held, &metrics.missing, &metrics.ghosts] {
+        gauge.set(0);
+    }
+    metrics.oldest_pending_age.set(0.0);
 }
 
-async fn backlog(url: &SecretString, relay: &str) -> anyhow::Result<store::Backlog> {
-    let mut connection = postgres::connect(url, "outbox-relay backlog").await?;
-    let backlog = store::backlog(&mut connection, relay).await.context("backlog")?;
-    sqlx::Connection::close(connection).await?;
-    Ok(backlog)
+async fn backlog(
+    relay: &Relay,
+    session: &mut Option<PgConnection>,
+) -> anyhow::Result<store::checks::Backlog> {
+    let connection = match session {
+        Some(connection) => connection,
+        None => session
+            .insert(postgres::connect(&relay.config.postgres.database_url, "outbox-relay backlog").await?),
+    };
+    store::checks::backlog(connection, &relay.config.name).await.context("backlog")
+}
+
+/// Host and process id: what an operator needs to find a leader.
+fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "unknown".to_owned());
+    format!("{}:{}", host.trim(), std::process::id())
+}
+
+/// A place where a test can end or stop the process. Nothing, unless built for that.
+fn failpoint(name: &'static str) {
+    #[cfg(feature = "failpoints")]
+    failpoints::strike(name);
+    #[cfg(not(feature = "failpoints"))]
+    let _ = name;
 }

@@ -1,6 +1,8 @@
 //! What the relay reports to Prometheus.
 
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+};
 
 use crate::catalogue::Catalogue;
 
@@ -21,7 +23,7 @@ pub struct Metrics {
     pub fenced: IntCounter,
     /// Events acknowledged by the brokers.
     pub published: IntCounterVec,
-    /// Terms that ended with an error, by what failed.
+    /// What interrupted publication, by what failed.
     pub failures: IntCounterVec,
     /// From the append to the brokers' acknowledgement.
     pub publish_duration: Histogram,
@@ -33,10 +35,30 @@ pub struct Metrics {
     pub pending: IntGauge,
     /// Age of the oldest that waits; sampled by the leader.
     pub oldest_pending_age: Gauge,
+    /// Events found on the topics after a takeover, and not published again.
+    pub skipped: IntCounter,
+    /// Events parked because they cannot be published.
+    pub parked_total: IntCounter,
+    /// Events held behind a parked one of their key.
+    pub held_total: IntCounter,
+    /// Parked events that are not released; sampled by the leader.
+    pub parked: IntGauge,
+    /// Held events that are not released; sampled by the leader.
+    pub held: IntGauge,
+    /// What the last verification found missing; sampled by the leader.
+    pub missing: IntGauge,
+    /// Published events without a row; sampled by the leader.
+    pub ghosts: IntGauge,
+    /// 1 while this relay refuses to run.
+    pub halted: IntGauge,
+    /// Leaves of the ring emptied.
+    pub recycled: IntCounter,
+    /// Rounds of retention that failed.
+    pub retention_failures: IntCounter,
 }
 
 /// Values of the label `reason` of [`Metrics::failures`].
-pub const FAILURE_REASONS: [&str; 4] = ["database", "kafka", "leadership", "unpublishable"];
+pub const FAILURE_REASONS: [&str; 5] = ["database", "halted", "kafka", "leadership", "registry"];
 
 impl Metrics {
     /// Registers the metrics, every label set beginning at 0.
@@ -53,10 +75,7 @@ impl Metrics {
                 &["topic"],
             )?,
             failures: IntCounterVec::new(
-                Opts::new(
-                    "outbox_publish_failures_total",
-                    "Terms of leadership that ended with an error, by what failed.",
-                ),
+                Opts::new("outbox_publish_failures_total", "Interruptions of publication, by what failed."),
                 &["reason"],
             )?,
             publish_duration: Histogram::with_opts(
@@ -79,23 +98,77 @@ impl Metrics {
                 "outbox_oldest_pending_age_seconds",
                 "Age of the oldest event not published yet, sampled by the leader.",
             )?,
+            skipped: IntCounter::new(
+                "outbox_skipped_total",
+                "Events found on the topics after a takeover, and not published again.",
+            )?,
+            parked_total: IntCounter::new(
+                "outbox_parked_total",
+                "Events parked because they cannot be published.",
+            )?,
+            held_total: IntCounter::new(
+                "outbox_held_total",
+                "Events held behind a parked one of their key.",
+            )?,
+            parked: IntGauge::new(
+                "outbox_parked_events",
+                "Parked events not released, sampled by the leader.",
+            )?,
+            held: IntGauge::new("outbox_held_events", "Held events not released, sampled by the leader.")?,
+            missing: IntGauge::new(
+                "outbox_missing_events",
+                "Events that the last verify found missing on the topics, sampled by the leader.",
+            )?,
+            ghosts: IntGauge::new(
+                "outbox_ghost_events",
+                "Published events whose row the database has lost, sampled by the leader.",
+            )?,
+            halted: IntGauge::new(
+                "relay_halted",
+                "1 while this relay refuses to run until rebase or adopt.",
+            )?,
+            recycled: IntCounter::new("outbox_ring_recycled_total", "Leaves of the ring emptied.")?,
+            retention_failures: IntCounter::new(
+                "outbox_retention_failures_total",
+                "Rounds of retention that failed.",
+            )?,
         };
+        metrics.register(registry, catalogue)?;
+        Ok(metrics)
+    }
+
+    fn register(&self, registry: &Registry, catalogue: &Catalogue) -> anyhow::Result<()> {
         for topic in catalogue.topics.keys() {
-            metrics.published.with_label_values(&[topic]).inc_by(0);
+            self.published.with_label_values(&[topic]).inc_by(0);
         }
         for reason in FAILURE_REASONS {
-            metrics.failures.with_label_values(&[reason]).inc_by(0);
+            self.failures.with_label_values(&[reason]).inc_by(0);
         }
-        registry.register(Box::new(metrics.leader.clone()))?;
-        registry.register(Box::new(metrics.leader_transitions.clone()))?;
-        registry.register(Box::new(metrics.fenced.clone()))?;
-        registry.register(Box::new(metrics.published.clone()))?;
-        registry.register(Box::new(metrics.failures.clone()))?;
-        registry.register(Box::new(metrics.publish_duration.clone()))?;
-        registry.register(Box::new(metrics.batch_size.clone()))?;
-        registry.register(Box::new(metrics.saves.clone()))?;
-        registry.register(Box::new(metrics.pending.clone()))?;
-        registry.register(Box::new(metrics.oldest_pending_age.clone()))?;
-        Ok(metrics)
+        let collectors: [Box<dyn Collector>; 20] = [
+            Box::new(self.leader.clone()),
+            Box::new(self.leader_transitions.clone()),
+            Box::new(self.fenced.clone()),
+            Box::new(self.published.clone()),
+            Box::new(self.failures.clone()),
+            Box::new(self.publish_duration.clone()),
+            Box::new(self.batch_size.clone()),
+            Box::new(self.saves.clone()),
+            Box::new(self.pending.clone()),
+            Box::new(self.oldest_pending_age.clone()),
+            Box::new(self.skipped.clone()),
+            Box::new(self.parked_total.clone()),
+            Box::new(self.held_total.clone()),
+            Box::new(self.parked.clone()),
+            Box::new(self.held.clone()),
+            Box::new(self.missing.clone()),
+            Box::new(self.ghosts.clone()),
+            Box::new(self.halted.clone()),
+            Box::new(self.recycled.clone()),
+            Box::new(self.retention_failures.clone()),
+        ];
+        for collector in collectors {
+            registry.register(collector)?;
+        }
+        Ok(())
     }
 }

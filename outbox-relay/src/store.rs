@@ -1,10 +1,16 @@
-//! All SQL of the relay. Every statement is read whole; no transaction is ever left open.
+//! All SQL of the relay. Every statement is read whole; no transaction is left open while anything else is waited for.
+//!
+//! Here: who the server is, the leader lock, tailing, progress. Beside it: [`orders`] (parking and commands), [`guards`] (halts and
+//! ghosts), [`upkeep`] (the ring, grants), [`checks`] (what operators ask).
+
+pub mod checks;
+pub mod guards;
+pub mod orders;
+pub mod upkeep;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-use serde_json::Value;
-use sqlx::{PgConnection, Row as _, postgres::PgRow};
+use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -21,14 +27,16 @@ pub struct OutboxRow {
     pub event_type: String,
     /// Kafka key.
     pub aggregate_id: String,
-    /// The event as JSON.
-    pub payload: Value,
+    /// The event as JSON text.
+    pub payload: String,
     /// W3C trace context as stored.
     pub traceparent: Option<String>,
     /// W3C trace state as stored.
     pub tracestate: Option<String>,
     /// When it was appended.
     pub created_at: OffsetDateTime,
+    /// Leaf of the ring that it lies in.
+    pub slot: i16,
 }
 
 /// Which server and database this is: snapshots of one mean nothing on another.
@@ -93,6 +101,11 @@ pub async fn lock_holder(connection: &mut PgConnection, key: i64) -> Result<Opti
     .await
 }
 
+/// The number of a relay's leader lock, by the function that the views use too.
+pub async fn lock_key(connection: &mut PgConnection, relay: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT outbox.leader_lock($1)").bind(relay).fetch_one(connection).await
+}
+
 /// Gives the leader lock back.
 pub async fn unlock(connection: &mut PgConnection, key: i64) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("SELECT pg_advisory_unlock($1)").bind(key).fetch_one(connection).await
@@ -119,47 +132,46 @@ pub async fn prepare_for_tailing(connection: &mut PgConnection) -> Result<(), sq
     Ok(())
 }
 
-/// Which server the newest cursor of a relay was saved on, and its timeline then. None if it has never saved.
-pub async fn saved_on(
-    connection: &mut PgConnection,
-    relay: &str,
-) -> Result<Option<ServerIdentity>, sqlx::Error> {
-    let row = sqlx::query(
-        "SELECT system_identifier, database_oid::bigint AS database_oid, timeline
-         FROM outbox.batches WHERE relay = $1 ORDER BY seq DESC LIMIT 1",
-    )
-    .bind(relay)
-    .fetch_optional(connection)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(ServerIdentity {
-        system_identifier: row.try_get("system_identifier")?,
-        database_oid: row.try_get("database_oid")?,
-        timeline: row.try_get("timeline")?,
-        in_recovery: false,
-    }))
+/// The newest progress of a relay.
+#[derive(Clone, Debug)]
+pub struct SavedCursor {
+    /// Number of the save.
+    pub seq: i64,
+    /// Place that was reached.
+    pub cursor: Cursor,
+    /// Offsets after the last records acknowledged.
+    pub offsets: PartitionOffsets,
+    /// Where it was saved.
+    pub server: ServerIdentity,
 }
 
-/// The cursor of a relay: sequence number and place. None if it has never saved.
-pub async fn load_cursor(
-    connection: &mut PgConnection,
-    relay: &str,
-) -> anyhow::Result<Option<(i64, Cursor)>> {
+/// The newest progress of a relay. None if it has never saved.
+pub async fn load_cursor(connection: &mut PgConnection, relay: &str) -> anyhow::Result<Option<SavedCursor>> {
     let row = sqlx::query(
-        "SELECT seq, window_from::text, window_to::text, floor_id, after_id
+        "SELECT seq, window_from::text, window_to::text, floor_id, after_id, partition_offsets,
+                system_identifier, database_oid::bigint AS database_oid, timeline
          FROM outbox.batches WHERE relay = $1 ORDER BY seq DESC LIMIT 1",
     )
     .bind(relay)
     .fetch_optional(connection)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    let cursor = Cursor {
-        from: row.try_get::<String, _>("window_from")?.parse()?,
-        to: row.try_get::<String, _>("window_to")?.parse()?,
-        floor: row.try_get("floor_id")?,
-        after: row.try_get("after_id")?,
-    };
-    Ok(Some((row.try_get("seq")?, cursor)))
+    Ok(Some(SavedCursor {
+        seq: row.try_get("seq")?,
+        cursor: Cursor {
+            from: row.try_get::<String, _>("window_from")?.parse()?,
+            to: row.try_get::<String, _>("window_to")?.parse()?,
+            floor: row.try_get("floor_id")?,
+            after: row.try_get("after_id")?,
+        },
+        offsets: row.try_get::<sqlx::types::Json<_>, _>("partition_offsets")?.0,
+        server: ServerIdentity {
+            system_identifier: row.try_get("system_identifier")?,
+            database_oid: row.try_get("database_oid")?,
+            timeline: row.try_get("timeline")?,
+            in_recovery: false,
+        },
+    }))
 }
 
 /// What [`open_window`] saw.
@@ -207,14 +219,14 @@ pub async fn page(
         "(SELECT late.*
           FROM pg_snapshot_xip($1::pg_snapshot) AS running(xid)
           CROSS JOIN LATERAL (
-              SELECT id, event_id, event_type, aggregate_id, payload, traceparent, tracestate, created_at
+              SELECT id, event_id, event_type, aggregate_id, payload::text, traceparent, tracestate, created_at, slot
               FROM outbox.events e
               WHERE e.xid = running.xid AND e.id > $4 AND e.id < coalesce($3, 9223372036854775807)
                 AND pg_visible_in_snapshot(e.xid, $2::pg_snapshot)
               ORDER BY e.id LIMIT $5
           ) AS late)
          UNION ALL
-         (SELECT id, event_id, event_type, aggregate_id, payload, traceparent, tracestate, created_at
+         (SELECT id, event_id, event_type, aggregate_id, payload::text, traceparent, tracestate, created_at, slot
           FROM outbox.events
           WHERE id > $4 AND id >= $3
             AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot)
@@ -242,6 +254,7 @@ fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
         traceparent: row.try_get(5)?,
         tracestate: row.try_get(6)?,
         created_at: row.try_get(7)?,
+        slot: row.try_get(8)?,
     })
 }
 
@@ -250,17 +263,54 @@ fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
 /// Topic -> partition -> the offset after the last record acknowledged.
 pub type PartitionOffsets = BTreeMap<String, BTreeMap<i32, i64>>;
 
-/// One row of progress.
+/// Topic -> partition -> first and last offset.
+pub type OffsetRanges = BTreeMap<String, BTreeMap<i32, (i64, i64)>>;
+
+/// Who saves: the same in every row that a leader writes in one term.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// Name of the relay.
+    pub relay: String,
+    /// Host and process id.
+    pub leader: String,
+    /// Drawn when the lock was taken.
+    pub token: Uuid,
+    /// Where the cursor is valid.
+    pub server: ServerIdentity,
+}
+
+/// What one save of progress says.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    /// Place that has been reached: every row before it is acknowledged by the brokers.
+    /// Place that has been reached: every row before it is acknowledged by the brokers, or parked.
     pub cursor: Cursor,
     /// Events published since the row before.
     pub count: i32,
-    /// Lowest id published since the row before.
+    /// Lowest id passed since the row before.
     pub first_id: Option<i64>,
-    /// Highest id published since the row before.
+    /// Highest id passed since the row before.
     pub last_id: Option<i64>,
+    /// Where the records lie.
+    pub ranges: OffsetRanges,
+    /// Rows passed without being published.
+    pub parked: Vec<orders::Parking>,
+    /// What was done of an operator's command.
+    pub carried_out: Option<orders::CarriedOut>,
+}
+
+impl Progress {
+    /// A save that says nothing but the place.
+    pub fn at(cursor: Cursor) -> Self {
+        Self {
+            cursor,
+            count: 0,
+            first_id: None,
+            last_id: None,
+            ranges: OffsetRanges::new(),
+            parked: Vec::new(),
+            carried_out: None,
+        }
+    }
 }
 
 /// Why progress was not saved.
@@ -274,24 +324,45 @@ pub enum SaveError {
     Database(#[from] sqlx::Error),
 }
 
-/// Saves progress as row number `seq`, which must be free.
+/// Saves progress as row number `seq`, which must be free. Parkings, and what was carried out of a command, are of the same
+/// transaction: no event is passed without either a record or a row that says why not.
 pub async fn save(
     connection: &mut PgConnection,
-    relay: &str,
+    signature: &Signature,
     seq: i64,
-    leader_token: Uuid,
     progress: &Progress,
     offsets: &PartitionOffsets,
-    server: &ServerIdentity,
+) -> Result<(), SaveError> {
+    if progress.parked.is_empty() && progress.carried_out.is_none() {
+        return insert_batch(connection, signature, seq, progress, offsets).await;
+    }
+    // On a connection of its own, never pooled: if this is cancelled, the connection goes with it.
+    let mut tx = connection.begin().await?;
+    insert_batch(&mut tx, signature, seq, progress, offsets).await?;
+    orders::park(&mut tx, &signature.relay, &progress.parked).await?;
+    if let Some(done) = &progress.carried_out {
+        orders::record(&mut tx, &signature.relay, done).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn insert_batch(
+    connection: &mut PgConnection,
+    signature: &Signature,
+    seq: i64,
+    progress: &Progress,
+    offsets: &PartitionOffsets,
 ) -> Result<(), SaveError> {
     let result = sqlx::query(
-        "INSERT INTO outbox.batches (relay, seq, leader_token, window_from, window_to, floor_id, after_id, count, first_id, last_id,
-                                     partition_offsets, system_identifier, database_oid, timeline)
-         VALUES ($1, $2, $3, $4::pg_snapshot, $5::pg_snapshot, $6, $7, $8, $9, $10, $11, $12, $13::bigint::oid, $14)",
+        "INSERT INTO outbox.batches (relay, seq, leader_token, leader, window_from, window_to, floor_id, after_id, count, first_id,
+                                     last_id, ranges, partition_offsets, system_identifier, database_oid, timeline)
+         VALUES ($1, $2, $3, $4, $5::pg_snapshot, $6::pg_snapshot, $7, $8, $9, $10, $11, $12, $13, $14, $15::bigint::oid, $16)",
     )
-    .bind(relay)
+    .bind(&signature.relay)
     .bind(seq)
-    .bind(leader_token)
+    .bind(signature.token)
+    .bind(&signature.leader)
     .bind(progress.cursor.from.to_string())
     .bind(progress.cursor.to.to_string())
     .bind(progress.cursor.floor)
@@ -299,10 +370,11 @@ pub async fn save(
     .bind(progress.count)
     .bind(progress.first_id)
     .bind(progress.last_id)
+    .bind(sqlx::types::Json(&progress.ranges))
     .bind(sqlx::types::Json(offsets))
-    .bind(server.system_identifier)
-    .bind(server.database_oid)
-    .bind(server.timeline)
+    .bind(signature.server.system_identifier)
+    .bind(signature.server.database_oid)
+    .bind(signature.server.timeline)
     .execute(connection)
     .await;
     match result {
@@ -318,103 +390,4 @@ pub async fn save(
 pub async fn require_durable_commits(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("SET synchronous_commit = on").execute(connection).await?;
     Ok(())
-}
-
-// ------------------------------------------------------------------------------------------------------------ operations
-
-/// What waits to be published.
-#[derive(Clone, Copy, Debug)]
-pub struct Backlog {
-    /// Number of events, counted up to [`BACKLOG_COUNTED_MAX`].
-    pub pending: i64,
-    /// Age in seconds of the oldest among those counted; 0 if there is none.
-    pub oldest_age_seconds: f64,
-}
-
-/// Counting stops here: a backlog of millions is not counted every few seconds.
-pub const BACKLOG_COUNTED_MAX: i64 = 100_000;
-
-/// Measures the backlog of a relay, as far as progress has been saved.
-pub async fn backlog(connection: &mut PgConnection, relay: &str) -> Result<Backlog, sqlx::Error> {
-    let row = sqlx::query(
-        "SELECT count(*) AS pending,
-                coalesce(greatest(extract(epoch FROM clock_timestamp() - min(created_at)), 0), 0)::float8 AS oldest_age_seconds
-         FROM (SELECT created_at FROM outbox.pending WHERE relay IS NOT DISTINCT FROM $1 OR relay IS NULL LIMIT $2) AS p",
-    )
-    .bind(relay)
-    .bind(BACKLOG_COUNTED_MAX)
-    .fetch_one(connection)
-    .await?;
-    Ok(Backlog { pending: row.try_get("pending")?, oldest_age_seconds: row.try_get("oldest_age_seconds")? })
-}
-
-/// One relay as `status` shows it.
-#[derive(Debug, Serialize)]
-pub struct RelayStatus {
-    /// Name of the relay.
-    pub relay: String,
-    /// Number of its last save.
-    pub seq: i64,
-    /// Which term of which process saved it.
-    pub leader_token: Uuid,
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub saved_at: OffsetDateTime,
-    /// Events not published yet, as far as progress has been saved.
-    pub pending: i64,
-    /// Age of the oldest of them, in seconds.
-    pub oldest_pending_age_seconds: Option<f64>,
-}
-
-/// The view `outbox.status`.
-pub async fn status(connection: &mut PgConnection) -> Result<Vec<RelayStatus>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT relay, seq, leader_token, saved_at, pending, extract(epoch FROM oldest_pending_age)::float8 AS age
-         FROM outbox.status ORDER BY relay",
-    )
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(RelayStatus {
-                relay: row.try_get("relay")?,
-                seq: row.try_get("seq")?,
-                leader_token: row.try_get("leader_token")?,
-                saved_at: row.try_get("saved_at")?,
-                pending: row.try_get("pending")?,
-                oldest_pending_age_seconds: row.try_get("age")?,
-            })
-        })
-        .collect()
-}
-
-/// Events that no relay has ever looked at, in an outbox without progress.
-pub async fn pending_without_relay(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT count(*) FROM outbox.pending WHERE relay IS NULL").fetch_one(connection).await
-}
-
-/// Grants the use of the outbox: `function` is one of the grant functions of the migration.
-pub async fn grant(
-    connection: &mut PgConnection,
-    function: GrantFunction,
-    role: &str,
-) -> Result<(), sqlx::Error> {
-    let statement = match function {
-        GrantFunction::Writer => "SELECT outbox.grant_writer($1::name)",
-        GrantFunction::Relay => "SELECT outbox.grant_relay($1::name)",
-        GrantFunction::Reader => "SELECT outbox.grant_reader($1::name)",
-    };
-    sqlx::query(statement).bind(role).execute(connection).await?;
-    Ok(())
-}
-
-/// What a role is granted.
-#[derive(Clone, Copy, Debug)]
-pub enum GrantFunction {
-    /// Append events, take events once.
-    Writer,
-    /// Read events, add progress.
-    Relay,
-    /// Read everything.
-    Reader,
 }

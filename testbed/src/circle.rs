@@ -202,7 +202,7 @@ impl<'a> Plan<'a> {
     /// The outbox first: the service's own migration builds on it.
     async fn migrate(&self, database: &TestDatabase, service: &str, role: &str) -> Result<()> {
         let environment = self.environment(service, &[("DATABASE_URL", database.url(OWNER))]);
-        let outbox = ["migrate", "--writer", role, "--relay", "relay", "--reader", "operator"];
+        let outbox = ["migrate", "--writer", role, "--relay", "relay", "--operator", "operator"];
         run_once(&binary("outbox-relay")?, &outbox, &environment).await?;
         let own = ["migrate", "--service", role, "--reader", "operator"];
         run_once(&binary(service)?, &own, &environment).await?;

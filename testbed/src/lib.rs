@@ -7,14 +7,20 @@
 //! - [`load`]: payments at a fixed rate, by a client that asks again until it has an answer.
 //! - [`oracle`]: compares what every witness says when all has come to rest, and reports each broken promise. [`topic`] and
 //!   [`store`] read for it.
+//! - [`faults`]: one family of faults after the other, in episodes that a seed draws, behind a [`proxy`]; [`workload`] are its writers.
 //! - [`demo`]: all of that together while processes are killed; [`report`] says what came of it.
+//! - [`mod@bench`]: what the relay can do and what it costs, beside a raw producer and a rival.
 
+pub mod bench;
 pub mod circle;
 pub mod demo;
+pub mod faults;
 pub mod load;
 pub mod oracle;
 pub mod processes;
+pub mod proxy;
 pub mod report;
 pub mod stack;
 pub mod store;
 pub mod topic;
+pub mod workload;

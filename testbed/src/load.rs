@@ -241,6 +241,11 @@ impl Random {
         usize::try_from(self.next() % limit).unwrap_or_default()
     }
 
+    /// A time below so many milliseconds.
+    pub fn milliseconds(&mut self, limit: usize) -> Duration {
+        Duration::from_millis(u64::try_from(self.below(limit)).unwrap_or_default())
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use testbed::bench::{self, Bench, Peer};
 use testbed::demo::{self, Demo};
+use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
 
@@ -52,6 +54,42 @@ enum Command {
         /// Keep logs and books even if all goes well.
         #[arg(long)]
         keep: bool,
+    },
+    /// Hurt a part of the system in many ways, one after the other, and prove that nothing was lost.
+    Faults {
+        /// What is hurt.
+        #[arg(long, value_enum, default_value = "relay")]
+        family: Family,
+        /// How many faults.
+        #[arg(long, default_value_t = 200)]
+        episodes: usize,
+        /// Draws the faults, and their moments.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The episode of this number alone.
+        #[arg(long)]
+        only: Option<usize>,
+        /// Keep the logs even if all goes well.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Measure the relay: draining, latency and cost, beside a raw producer.
+    BenchRelay {
+        /// Events of a backlog.
+        #[arg(long, default_value_t = 1_000_000)]
+        events: u32,
+        /// Events per second at which latency is measured.
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 3_000])]
+        rates: Vec<u32>,
+        /// Seconds at each rate.
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+        /// Saves of progress beside an old snapshot.
+        #[arg(long, default_value_t = 100_000)]
+        saves: u32,
+        /// Whom to compare with, on an equal backlog in the same run.
+        #[arg(long)]
+        peer: Option<Peer>,
     },
     /// Run a query and print its result as a table.
     Sql {
@@ -105,6 +143,12 @@ async fn perform(command: Command) -> Result<ExitCode> {
         Command::Demo { payments, rate, kills, seed, keep } => {
             return demonstrate(&Demo { payments, rate, kills, seed, stall_broker: true, keep }).await;
         }
+        Command::Faults { family, episodes, seed, only, keep } => {
+            return hurt(&Faults { family, episodes, seed, only, keep }).await;
+        }
+        Command::BenchRelay { events, rates, seconds, saves, peer } => {
+            return benchmark(&Bench { events, rates, seconds, saves, peer }).await;
+        }
         Command::Sql { db, role, query } => {
             let stack =
                 Stack::running().await?.context("the stack does not run: start it with `make run`")?;
@@ -136,6 +180,41 @@ async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
     Ok(if report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The last line on stdout is the verdict as JSON.
+async fn hurt(faults: &Faults) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let say = |line: &str| println!("{line}");
+    let outcome = tokio::select! {
+        outcome = faults::run(faults, &say) => outcome?,
+        () = signals.received() => {
+            eprintln!("\ntestbed: broken off; stopping what was started");
+            return Ok(ExitCode::from(130));
+        }
+    };
+    println!("\n{}", outcome.report.table);
+    for broken in &outcome.report.broken {
+        println!("BROKEN  {broken}");
+    }
+    if let Some(folder) = outcome.kept {
+        println!("logs are in {}", folder.display());
+    }
+    println!("{}", outcome.report.json());
+    Ok(if outcome.report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The last line on stdout is what was measured, as JSON.
+async fn benchmark(bench: &Bench) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(report) = bench::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
+    println!("{}", report.table);
+    println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn stop() -> Result<()> {
     for name in Stack::down().await? {
         println!("stopped {name}");
@@ -147,6 +226,7 @@ fn print(stack: &Stack) {
     for (name, _, address) in stack.parts() {
         println!("{name:<18} {address}");
     }
+    println!("{:<18} {}", "PostgreSQL version", stack.major());
     println!("{:<18} {}", "logs", stack.folder().display());
 }
 

@@ -58,7 +58,13 @@ impl Service {
 
     /// Starts it; [`Service::wait_ready`] says when it is ready.
     pub fn start(&self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// Starts it with a further environment for this one life.
+    pub fn start_with(&self, environment: &[(String, String)]) -> Result<()> {
         let mut command = command(&self.spec.program, &self.spec.arguments, &self.spec.environment);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         self.part.spawn(&mut command)?;
         Ok(())
     }
@@ -73,6 +79,16 @@ impl Service {
     /// Whether it runs.
     pub fn running(&self) -> bool {
         self.part.running().is_some()
+    }
+
+    /// Whether it stands still after a SIGSTOP.
+    pub fn stopped(&self) -> bool {
+        self.part.running().is_some_and(|daemon| daemon.identity().stopped())
+    }
+
+    /// How its last life has ended; None while it runs, or if it was never started.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.part.current()?.exited()
     }
 
     /// Its pid.

@@ -204,11 +204,7 @@ fn lag(transitions: &[Transition], windows: &[Window]) -> Lag {
         .filter_map(|line| Some((line.decided_at - line.event_time?).as_seconds_f64().max(0.0) * 1_000.0))
         .collect();
     milliseconds.sort_by(f64::total_cmp);
-    // Nearest rank: the smallest value that this part of all values does not exceed.
-    let percentile = |percent: usize| {
-        let rank = (milliseconds.len() * percent).div_ceil(100);
-        milliseconds.get(rank.max(1) - 1).copied().map(rounded)
-    };
+    let percentile = |percent| nearest_rank(&milliseconds, percent).map(rounded);
     Lag {
         p50: percentile(50),
         p99: percentile(99),
@@ -216,6 +212,12 @@ fn lag(transitions: &[Transition], windows: &[Window]) -> Lag {
         results: milliseconds.len(),
         payments: lives.len(),
     }
+}
+
+/// The smallest of these sorted values that `percent` of 100 values do not exceed. None if there is no value.
+pub(crate) fn nearest_rank(sorted: &[f64], percent: usize) -> Option<f64> {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.max(1) - 1).copied()
 }
 
 fn rounded(value: f64) -> f64 {

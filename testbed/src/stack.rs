@@ -1,4 +1,4 @@
-//! The real parts, natively: PostgreSQL 18, Kafka 4.3 and Apicurio Registry 2.6 on free ports of loopback.
+//! The real parts, natively: PostgreSQL 18 (or 15), Kafka 4.3 and Apicurio Registry 2.6 on free ports of loopback.
 //!
 //! ```text
 //! download (Maven, once) -> PostgreSQL | Kafka | registry, started side by side -> state.json -> everyone attaches
@@ -7,10 +7,12 @@
 //! There is one shared stack per folder (see [`home`]). [`Stack::get`] attaches to it or starts it; whoever starts it
 //! leaves it running, so that every test binary and process uses the same one, until [`Stack::down`]. It begins with
 //! empty data every time. A test that wants to crash a part starts a [`Postgres`], [`Kafka`] or [`Registry`] of its own.
+//! A stack that runs with another PostgreSQL than the one asked for is left alone: whoever asks is refused.
 //!
 //! If the starter dies half-way there is no state.json: the next one finds the records of what was started, ends it,
 //! and begins anew.
 
+mod connect;
 mod daemon;
 mod databases;
 mod download;
@@ -18,6 +20,7 @@ pub mod home;
 mod identity;
 mod java;
 mod kafka;
+mod major;
 mod part;
 mod ports;
 mod postgres;
@@ -33,10 +36,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+pub use connect::Connect;
 pub use daemon::tail;
 pub use databases::{OWNER, ROLES, Server, TestDatabase};
 pub use identity::Identity;
-pub use kafka::Kafka;
+pub use kafka::{Door, Kafka};
+pub use major::{Major, VERSION_VARIABLE};
 pub(crate) use part::Part;
 pub use ports::free_port;
 pub use postgres::Postgres;
@@ -44,7 +49,7 @@ pub use records::Owner;
 pub use registry::Registry;
 
 use download::{Parts, say};
-use home::Home;
+use home::{HOME_VARIABLE, Home};
 
 /// A download and a start by someone else have room in it.
 const LOCK_LIMIT: Duration = Duration::from_mins(65);
@@ -63,6 +68,8 @@ pub struct Stack {
 struct State {
     /// One per start.
     token: String,
+    /// Of the PostgreSQL that runs.
+    major: Major,
     postgres: Address,
     kafka: Address,
     registry: Address,
@@ -86,13 +93,15 @@ impl Stack {
     pub async fn up() -> Result<(Stack, bool)> {
         let home = Home::locate()?;
         let _lock = home.lock("stack", LOCK_LIMIT).await?;
+        let major = Major::asked_for()?;
         if let Some(stack) = Stack::attach(&home).await? {
+            stack.require(major)?;
             records::sweep(&home, false)?;
             stack.server().drop_spent().await?;
             return Ok((stack, false));
         }
         records::sweep(&home, true)?;
-        Ok((Stack::start(&home).await?, true))
+        Ok((Stack::start(&home, major).await?, true))
     }
 
     /// The shared stack if it runs.
@@ -107,7 +116,8 @@ impl Stack {
         fs::remove_file(home.stack().join("state.json")).ok();
         let ended = records::sweep(&home, true)?;
         // The logs stay, for whoever wants to know what went wrong.
-        for data in ["postgres/data", "kafka/data", "registry/h2.mv.db"] {
+        let servers = Major::ALL.map(|major| format!("{}/data", postgres_folder(major)));
+        for data in servers.iter().map(String::as_str).chain(["kafka/data", "registry/h2.mv.db"]) {
             let path = home.stack().join(data);
             if path.is_dir() {
                 fs::remove_dir_all(path).ok()
@@ -116,6 +126,11 @@ impl Stack {
             };
         }
         Ok(ended)
+    }
+
+    /// The major version of its PostgreSQL.
+    pub fn major(&self) -> Major {
+        self.state.major
     }
 
     /// PostgreSQL.
@@ -169,6 +184,18 @@ impl Stack {
         records::running(&Home::locate()?)
     }
 
+    /// Someone else may be using it: it is not ended for the sake of another version.
+    fn require(&self, major: Major) -> Result<()> {
+        let running = self.state.major;
+        if running != major {
+            bail!(
+                "the stack that runs has PostgreSQL {running}, and {major} is asked for: end it first with `make stop`, \
+                 or name a folder for another one in {HOME_VARIABLE} ({VERSION_VARIABLE} or `make test PG=...` says which version)"
+            );
+        }
+        Ok(())
+    }
+
     /// Reads the state and makes sure that it is true.
     async fn attach(home: &Home) -> Result<Option<Stack>> {
         let Some(state) = State::read(&home.stack().join("state.json")) else { return Ok(None) };
@@ -202,7 +229,7 @@ impl Stack {
         postgres && kafka.is_ok() && registry
     }
 
-    async fn start(home: &Home) -> Result<Stack> {
+    async fn start(home: &Home, major: Major) -> Result<Stack> {
         java::check().await?;
         let parts = Parts::ready(home).await?;
         let begun = Instant::now();
@@ -210,17 +237,18 @@ impl Stack {
         fs::remove_dir_all(&folder)
             .and_then(|()| fs::create_dir_all(&folder))
             .context("empty the stack's folder")?;
-        say("starting PostgreSQL, Kafka and the schema registry");
-        let folders = ["postgres", "kafka", "registry"].map(|part| folder.join(part));
+        say(&format!("starting PostgreSQL {major}, Kafka and the schema registry"));
+        let folders = [postgres_folder(major).as_str(), "kafka", "registry"].map(|part| folder.join(part));
         let mut unfinished = Unfinished { home, complete: false };
         let started = tokio::try_join!(
-            Postgres::start(home, &parts, &folders[0], Owner::Stack, &[]),
+            Postgres::start(home, &parts, major, &folders[0], Owner::Stack, &[]),
             Kafka::start(home, &parts, &folders[1], Owner::Stack, parts.classes("kafka")),
             Registry::start(home, &parts, &folders[2], Owner::Stack, parts.classes("registry")),
         );
         let (postgres, kafka, registry) = started.context("start the stack")?;
         let state = State {
             token: Uuid::now_v7().simple().to_string(),
+            major,
             postgres: Address { port: postgres.server().port, process: postgres.identity()? },
             kafka: Address { port: kafka.port(), process: kafka.identity()? },
             registry: Address { port: registry.port(), process: registry.identity()? },
@@ -230,6 +258,11 @@ impl Stack {
         say(&format!("ready after {:.1} s", begun.elapsed().as_secs_f64()));
         Ok(Stack { state, folder })
     }
+}
+
+/// One per version: a server is never started on another's data.
+fn postgres_folder(major: Major) -> String {
+    format!("postgres-{major}")
 }
 
 /// A start that fails, or that nobody waits for any more, takes back what it has started.
@@ -269,7 +302,8 @@ mod tests {
 
     fn state() -> State {
         let address = Address { port: 1, process: Identity { pid: 2, started_ticks: 3 } };
-        State { token: "t".to_owned(), postgres: address, kafka: address, registry: address }
+        let major = Major::NEWEST;
+        State { token: "t".to_owned(), major, postgres: address, kafka: address, registry: address }
     }
 
     #[test]
@@ -284,6 +318,16 @@ mod tests {
         fs::write(&path, &whole[..whole.len() - 3]).unwrap();
         assert_eq!(State::read(&path), None);
         fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_stack_with_another_postgresql_is_refused_with_a_way_out() {
+        let stack = Stack { state: state(), folder: PathBuf::new() };
+        stack.require(Major::NEWEST).unwrap();
+        let error = stack.require(Major::ALL[0]).unwrap_err().to_string();
+        for word in ["PostgreSQL 18", "15 is asked for", "make stop", HOME_VARIABLE] {
+            assert!(error.contains(word), "{word}: {error}");
+        }
     }
 
     #[test]

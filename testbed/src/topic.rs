@@ -163,7 +163,7 @@ fn raw(message: &BorrowedMessage<'_>) -> Raw {
 }
 
 /// Schema id and Avro body.
-fn unframe(value: Option<&[u8]>) -> Result<(u32, &[u8]), String> {
+pub(crate) fn unframe(value: Option<&[u8]>) -> Result<(u32, &[u8]), String> {
     match value {
         Some([MAGIC, a, b, c, d, body @ ..]) => Ok((u32::from_be_bytes([*a, *b, *c, *d]), body)),
         Some(other) => Err(format!("{} bytes without a frame", other.len())),
@@ -171,7 +171,7 @@ fn unframe(value: Option<&[u8]>) -> Result<(u32, &[u8]), String> {
     }
 }
 
-fn decode(schema: &Result<Schema, String>, body: &[u8]) -> Result<Value, String> {
+pub(crate) fn decode(schema: &Result<Schema, String>, body: &[u8]) -> Result<Value, String> {
     let schema = schema.as_ref().map_err(Clone::clone)?;
     let reader = GenericDatumReader::builder(schema).build().map_err(|error| error.to_string())?;
     let value =

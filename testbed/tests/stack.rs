@@ -66,7 +66,7 @@ async fn the_shared_stack_answers_on_all_three_parts() {
         .await
         .unwrap();
         assert_eq!((user.as_str(), superuser), (role, false));
-        assert!((180_000..190_000).contains(&version), "{version}");
+        assert_eq!(u32::try_from(version).unwrap() / 10_000, stack.major().number());
     }
     let mut owner = PgConnection::connect(&database.url("payment_outbox")).await.unwrap();
     sqlx::raw_sql("CREATE SCHEMA own; CREATE TABLE own.t (id int)").execute(&mut owner).await.unwrap();

@@ -66,6 +66,37 @@ async fn a_service_may_append_and_nothing_else() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_process_logs_in_with_more_than_a_plain_role() -> anyhow::Result<()> {
+    let rig = Rig::new("roles").await?;
+    let relay = Rig::relay(rig.run_config()?);
+    rig.append(&mut rig.connect("executor").await?, "k", 1).await?;
+    rig.drained(Duration::from_secs(10)).await?;
+    let mut superuser = rig.connect("postgres").await?;
+    let sessions: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT rolname::text, rolsuper FROM pg_stat_activity JOIN pg_roles ON rolname = usename
+         WHERE datname = current_database() AND application_name LIKE 'outbox-relay%'",
+    )
+    .fetch_all(&mut superuser)
+    .await?;
+    relay.stop().await?;
+    // Lock, read and save.
+    assert!(sessions.len() >= 3, "{sessions:?}");
+    assert!(sessions.iter().all(|session| *session == ("relay".to_owned(), false)), "{sessions:?}");
+    for role in ["relay", "executor", "payment_service", "operator", "payment_outbox"] {
+        let (privileged, memberships): (bool, i64) = sqlx::query_as(
+            "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls,
+                    (SELECT count(*) FROM pg_auth_members WHERE member = pg_roles.oid)
+             FROM pg_roles WHERE rolname = $1",
+        )
+        .bind(role)
+        .fetch_one(&mut superuser)
+        .await?;
+        assert_eq!((privileged, memberships), (false, 0), "{role}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn append_refuses_what_could_not_be_published_reliably() -> anyhow::Result<()> {
     let rig = Rig::without_topic("refuse").await?;
     for (statement, code) in [
@@ -120,5 +151,36 @@ async fn the_views_say_what_is_pending() -> anyhow::Result<()> {
         .fetch_all(&mut operator)
         .await?;
     assert_eq!(steps, [3]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_producers_settings_are_printed_without_the_operators_own() -> anyhow::Result<()> {
+    let arguments = [
+        "run",
+        "--print-producer",
+        "--database-url",
+        "postgres://nobody@127.0.0.1:1/none",
+        "--kafka-bootstrap",
+        "broker:9092",
+        "--kafka-property",
+        "sasl.password=hush",
+        "--schema-registry-url",
+        "http://127.0.0.1:1",
+        "--in-flight-max-kib",
+        "128",
+    ];
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_outbox-relay"));
+    let printed = testbed::processes::run_once(program, &arguments, &[]).await?;
+    let settings: std::collections::BTreeMap<String, String> = serde_json::from_str(&printed)?;
+    for (name, value) in [
+        ("bootstrap.servers", "broker:9092"),
+        ("queue.buffering.max.kbytes", "128"),
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+    ] {
+        assert_eq!(settings.get(name).map(String::as_str), Some(value), "{printed}");
+    }
+    assert!(!printed.contains("hush"), "{printed}");
     Ok(())
 }

@@ -7,7 +7,7 @@ use outbox_relay::{leadership, store, window::Cursor};
 use crate::rig::{Rig, eventually};
 
 fn nothing_published() -> store::Progress {
-    store::Progress { cursor: Cursor::start(), count: 0, first_id: None, last_id: None }
+    store::Progress::at(Cursor::start())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,18 +54,10 @@ async fn a_leader_whose_number_is_taken_is_fenced_and_ends() -> anyhow::Result<(
     rig.drained(Duration::from_secs(10)).await?;
     // What a newer leader does first.
     let mut newer = rig.connect("relay").await?;
-    let server = store::server_identity(&mut newer).await?;
-    let (seq, _) = store::load_cursor(&mut newer, "relay").await?.unwrap();
-    store::save(
-        &mut newer,
-        "relay",
-        seq + 1,
-        uuid::Uuid::now_v7(),
-        &nothing_published(),
-        &store::PartitionOffsets::default(),
-        &server,
-    )
-    .await?;
+    let seq = store::load_cursor(&mut newer, "relay").await?.unwrap().seq;
+    let other = rig.signature("relay").await?;
+    let offsets = store::PartitionOffsets::default();
+    store::save(&mut newer, &other, seq + 1, &nothing_published(), &offsets).await?;
     rig.append(&mut service, "k", 2).await?;
     let error = tokio::time::timeout(Duration::from_secs(10), zombie.task).await??.unwrap_err();
     assert!(format!("{error:#}").contains("fenced"), "{error:#}");
@@ -76,28 +68,9 @@ async fn a_leader_whose_number_is_taken_is_fenced_and_ends() -> anyhow::Result<(
 async fn a_number_can_be_saved_once() -> anyhow::Result<()> {
     let rig = Rig::without_topic("number").await?;
     let mut connection = rig.connect("relay").await?;
-    let server = store::server_identity(&mut connection).await?;
-    let mine = uuid::Uuid::now_v7();
-    store::save(
-        &mut connection,
-        "r",
-        1,
-        mine,
-        &nothing_published(),
-        &store::PartitionOffsets::default(),
-        &server,
-    )
-    .await?;
-    let again = store::save(
-        &mut connection,
-        "r",
-        1,
-        mine,
-        &nothing_published(),
-        &store::PartitionOffsets::default(),
-        &server,
-    )
-    .await;
+    let (mine, offsets) = (rig.signature("r").await?, store::PartitionOffsets::default());
+    store::save(&mut connection, &mine, 1, &nothing_published(), &offsets).await?;
+    let again = store::save(&mut connection, &mine, 1, &nothing_published(), &offsets).await;
     assert!(matches!(again, Err(store::SaveError::Fenced(1))), "{again:?}");
     Ok(())
 }

@@ -3,9 +3,16 @@
 
 mod commands;
 mod encoding;
+mod guards;
+mod interleavings;
 mod leadership;
+mod parking;
 mod plan;
 mod publication;
+mod retention;
 mod rig;
+mod strangers;
 mod tailing;
+mod takeover;
+mod verify;
 mod workload;

@@ -15,17 +15,13 @@ use rdkafka::{
     message::{BorrowedHeaders, Headers as _},
 };
 use sqlx::{Connection as _, PgConnection};
-use testbed::stack::{Stack, TestDatabase};
+use testbed::{
+    processes::{Service, Spec, binary, run_once},
+    stack::{Stack, TestDatabase, free_port, home::Home},
+};
 
 /// An event that the relay knows only from its catalogue.
-pub(crate) const SCHEMA: &str = r#"{
-  "type": "record", "name": "Stepped", "namespace": "test",
-  "fields": [
-    {"name": "key", "type": "string"},
-    {"name": "step", "type": "long"},
-    {"name": "note", "type": ["null", "string"], "default": null}
-  ]
-}"#;
+pub(crate) use testbed::workload::SCHEMA;
 
 pub(crate) struct Rig {
     pub(crate) stack: Stack,
@@ -72,14 +68,7 @@ impl Rig {
     }
 
     pub(crate) async fn migrate(&self) -> anyhow::Result<()> {
-        outbox_relay::commands::migrate(&MigrateConfig {
-            database_url: Some(self.database.url("payment_outbox").into()),
-            writers: vec!["executor".to_owned()],
-            relays: vec!["relay".to_owned()],
-            readers: vec!["operator".to_owned()],
-            print: false,
-        })
-        .await
+        migrate(&self.database).await
     }
 
     pub(crate) fn events(&self) -> PathBuf {
@@ -131,6 +120,17 @@ impl Rig {
         }
     }
 
+    /// Who saves, for tests that save as a relay does.
+    pub(crate) async fn signature(&self, relay: &str) -> anyhow::Result<outbox_relay::store::Signature> {
+        let mut connection = self.connect("relay").await?;
+        Ok(outbox_relay::store::Signature {
+            relay: relay.to_owned(),
+            leader: "test:1".to_owned(),
+            token: uuid::Uuid::now_v7(),
+            server: outbox_relay::store::server_identity(&mut connection).await?,
+        })
+    }
+
     /// Starts a relay in this process.
     pub(crate) fn relay(config: RunConfig) -> RunningRelay {
         let shutdown = Shutdown::new();
@@ -172,9 +172,26 @@ impl Rig {
 
     /// Everything on the topic, in the order of each partition.
     pub(crate) async fn records(&self) -> anyhow::Result<Vec<Record>> {
-        let (bootstrap, topic) = (self.stack.kafka_bootstrap(), self.topic.clone());
+        self.records_of(&self.topic).await
+    }
+
+    pub(crate) async fn records_of(&self, topic: &str) -> anyhow::Result<Vec<Record>> {
+        let (bootstrap, topic) = (self.stack.kafka_bootstrap(), topic.to_owned());
         tokio::task::spawn_blocking(move || read_topic(&bootstrap, &topic)).await?
     }
+}
+
+/// Makes an outbox in a database, and grants its use.
+pub(crate) async fn migrate(database: &TestDatabase) -> anyhow::Result<()> {
+    outbox_relay::commands::migrate(&MigrateConfig {
+        database_url: Some(database.url("payment_outbox").into()),
+        writers: vec!["executor".to_owned()],
+        relays: vec!["relay".to_owned()],
+        readers: Vec::new(),
+        operators: vec!["operator".to_owned()],
+        print: false,
+    })
+    .await
 }
 
 impl Drop for Rig {
@@ -267,4 +284,60 @@ pub(crate) async fn eventually(
 
 fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("a path that is not text")
+}
+
+/// The built binary, as an operator starts it.
+pub(crate) struct Operator<'a> {
+    rig: &'a Rig,
+    environment: Vec<(String, String)>,
+}
+
+impl<'a> Operator<'a> {
+    /// With further environment.
+    pub(crate) fn new(rig: &'a Rig, own: &[(&str, &str)]) -> Self {
+        let environment = [
+            ("KAFKA_BOOTSTRAP", rig.stack.kafka_bootstrap()),
+            ("SCHEMA_REGISTRY_URL", rig.stack.registry_url()),
+            ("EVENTS", rig.events().display().to_string()),
+            ("EVENT_SOURCE", "/test".to_owned()),
+            ("DATABASE_URL", rig.database.url("relay")),
+        ];
+        let own = own.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let all = environment.into_iter().filter(|(name, _)| !own.clone().any(|(other, _)| other == *name));
+        let environment = all.chain(own.clone()).map(|(name, value)| (name.to_owned(), value)).collect();
+        Self { rig, environment }
+    }
+
+    pub(crate) async fn setup(&self) -> anyhow::Result<()> {
+        run_once(&binary("outbox-relay")?, &["setup"], &self.environment).await?;
+        Ok(())
+    }
+
+    /// A subcommand, as the role `operator`; returns what it printed.
+    pub(crate) async fn ask(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        self.ask_as("operator", arguments).await
+    }
+
+    pub(crate) async fn ask_as(&self, role: &str, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let mut environment = self.environment.clone();
+        environment.retain(|(name, _)| name != "DATABASE_URL");
+        environment.push(("DATABASE_URL".to_owned(), self.rig.database.url(role)));
+        let printed =
+            run_once(&binary("outbox-relay")?, &[arguments, &["--json"]].concat(), &environment).await?;
+        serde_json::from_str(printed.lines().last().unwrap_or_default()).with_context(|| printed.clone())
+    }
+
+    pub(crate) fn relay(&self, name: &str) -> anyhow::Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let mut environment = self.environment.clone();
+        environment.push(("ADMIN_LISTEN".to_owned(), admin.clone()));
+        let spec = Spec {
+            name: name.to_owned(),
+            program: binary("outbox-relay")?,
+            arguments: vec!["run".to_owned()],
+            environment,
+            ready_url: format!("http://{admin}/readyz"),
+        };
+        Service::new(&Home::locate()?, &self.rig.folder, spec)
+    }
 }

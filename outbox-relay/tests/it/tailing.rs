@@ -7,10 +7,11 @@ use std::{
 
 use outbox_relay::{store, window::Cursor};
 use sqlx::Row as _;
+use testbed::load::Random;
 
 use crate::{
     rig::{Rig, eventually},
-    workload::{self, Dice, Verdict, judge},
+    workload::{self, Verdict, judge},
 };
 
 /// Enough for every way of committing to meet every other.
@@ -25,10 +26,9 @@ fn stepped(payload: &serde_json::Value) -> (String, i64) {
 /// Ours, with pages so small that windows span many of them, progress saved after each page, and the connection cut now and then:
 /// then everything in memory is dropped and the saved cursor is read again, as the relay does.
 async fn by_windows(rig: &Rig, seed: u64, done: &AtomicBool) -> anyhow::Result<(Seen, u32)> {
-    let (mut seen, mut dice, mut cuts, mut seq) = (Seen::new(), Dice(seed), 0, 0);
-    let token = uuid::Uuid::now_v7();
+    let (mut seen, mut random, mut cuts, mut seq) = (Seen::new(), Random::new(seed, 0), 0, 0);
+    let signature = rig.signature("relay").await?;
     let mut connection = rig.connect("relay").await?;
-    let server = store::server_identity(&mut connection).await?;
     let mut cursor = Cursor::start();
     loop {
         let last_look = done.load(Ordering::Acquire);
@@ -44,34 +44,22 @@ async fn by_windows(rig: &Rig, seed: u64, done: &AtomicBool) -> anyhow::Result<(
                 continue;
             }
         }
-        let limit = 1 + dice.below(40);
+        let limit = 1 + random.below(40);
         let rows = store::page(&mut connection, &cursor, limit.try_into()?).await?;
-        cursor = cursor.after_page(rows.len(), rows.last().map(|row| row.id), limit.try_into()?);
-        seen.extend(rows.iter().map(|row| stepped(&row.payload)));
+        cursor = cursor.after_page(rows.len(), rows.last().map(|row| row.id), limit);
+        seen.extend(rows.iter().map(|row| stepped(&serde_json::from_str(&row.payload).unwrap())));
         seq += 1;
-        let progress = store::Progress {
-            cursor: cursor.clone(),
-            count: rows.len().try_into()?,
-            first_id: None,
-            last_id: None,
-        };
-        store::save(
-            &mut connection,
-            "relay",
-            seq,
-            token,
-            &progress,
-            &store::PartitionOffsets::default(),
-            &server,
-        )
-        .await?;
-        if dice.below(60) == 0 {
+        let progress =
+            store::Progress { count: rows.len().try_into()?, ..store::Progress::at(cursor.clone()) };
+        store::save(&mut connection, &signature, seq, &progress, &store::PartitionOffsets::default()).await?;
+        if random.below(60) == 0 {
             cuts += 1;
             let mut other = rig.connect("relay").await?;
             let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
             sqlx::query("SELECT pg_terminate_backend($1)").bind(pid).execute(&mut other).await?;
             connection = rig.connect("relay").await?;
-            (seq, cursor) = store::load_cursor(&mut connection, "relay").await?.unwrap();
+            let saved = store::load_cursor(&mut connection, "relay").await?.unwrap();
+            (seq, cursor) = (saved.seq, saved.cursor);
         }
     }
 }
@@ -173,9 +161,9 @@ async fn the_relay_publishes_every_committed_row_in_order_per_key_while_its_sess
     };
     let cutting = async {
         let mut superuser = rig.connect("postgres").await?;
-        let (mut dice, mut cut) = (Dice(seed), 0i64);
+        let (mut random, mut cut) = (Random::new(seed, 0), 0i64);
         while !done.load(Ordering::Acquire) {
-            tokio::time::sleep(Duration::from_millis(300 + dice.below(900))).await;
+            tokio::time::sleep(Duration::from_millis(300) + random.milliseconds(900)).await;
             // One session of the relay at a time: lock, read or save.
             cut += sqlx::query_scalar::<_, i64>(
                 "SELECT count(pg_terminate_backend(pid)) FROM (

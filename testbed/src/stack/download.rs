@@ -18,13 +18,14 @@ use uuid::Uuid;
 use super::home::Home;
 use super::java::Classes;
 use super::kafka::Kafka;
+use super::major::Major;
 use super::postgres;
 use super::records::Owner;
 use super::registry::Registry;
 
 const POM: &str = include_str!("../../stack-pom.xml");
 /// Two downloads in a row on a slow line, for whoever waits for the first.
-const LOCK_LIMIT: Duration = Duration::from_hours(1);
+pub(super) const LOCK_LIMIT: Duration = Duration::from_hours(1);
 /// The largest file has 142 MB: at 250 kB/s Maven is silent for this long.
 const SILENCE_LIMIT: Duration = Duration::from_mins(10);
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -57,9 +58,11 @@ impl Parts {
         }
         fs::create_dir_all(&partial).with_context(|| format!("create {}", partial.display()))?;
         fs::write(partial.join("pom.xml"), POM).context("write the pom")?;
-        fetch(&partial).await?;
-        unpack_postgres(&partial.join("postgres")).await?;
+        fetch(&partial, "PostgreSQL 15 and 18, Kafka 4.3 and Apicurio Registry 2.6", 231).await?;
         let complete = Parts { folder: partial.clone() };
+        for major in Major::ALL {
+            unpack_postgres(&complete.postgres(major)).await?;
+        }
         complete.check()?;
         fs::rename(&partial, &parts.folder).context("move the parts to their place")?;
         if let Err(error) = parts.record_classes(home).await {
@@ -100,8 +103,12 @@ impl Parts {
     }
 
     /// `initdb`, `postgres`, `pg_ctl`.
-    pub(super) fn postgres_bin(&self) -> PathBuf {
-        self.folder.join("postgres/bin")
+    pub(super) fn postgres_bin(&self, major: Major) -> PathBuf {
+        self.postgres(major).join("bin")
+    }
+
+    fn postgres(&self, major: Major) -> PathBuf {
+        self.folder.join(format!("postgres-{major}"))
     }
 
     /// The class path of the broker, for `java -cp`.
@@ -120,19 +127,21 @@ impl Parts {
 
     fn check(&self) -> Result<()> {
         self.registry_jar()?;
-        for file in ["postgres/bin/postgres", "postgres/bin/initdb", "kafka/libs"] {
-            if !self.folder.join(file).exists() {
-                bail!("the download lacks {file}");
-            }
+        let mut wanted = vec![self.folder.join("kafka/libs")];
+        for major in Major::ALL {
+            wanted.extend(["postgres", "initdb"].map(|program| self.postgres_bin(major).join(program)));
         }
-        postgres::check_readable(&self.postgres_bin())
+        if let Some(missing) = wanted.iter().find(|path| !path.exists()) {
+            bail!("the download lacks {}", missing.display());
+        }
+        postgres::check_readable(&self.postgres_bin(Major::NEWEST))
     }
 }
 
-/// Maven, and once more with `-U`: it remembers failed look-ups, and would repeat an old refusal for a day.
-async fn fetch(folder: &Path) -> Result<()> {
+/// Maven, on the folder's pom, and once more with `-U`: it remembers failed look-ups, and would repeat an old refusal for a day.
+pub(super) async fn fetch(folder: &Path, what: &str, megabytes: u32) -> Result<()> {
     let begun = Instant::now();
-    say("downloading PostgreSQL 18, Kafka 4.3 and Apicurio Registry 2.6 with Maven, about 216 MB, once");
+    say(&format!("downloading {what} with Maven, about {megabytes} MB, once"));
     let mut lines = match maven(folder, false).await? {
         Ok(()) => VecDeque::new(),
         Err(lines) => lines,

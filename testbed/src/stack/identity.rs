@@ -42,6 +42,11 @@ impl Identity {
         Identity::of(self.pid) == Some(self)
     }
 
+    /// Whether it stands still after a SIGSTOP.
+    pub fn stopped(self) -> bool {
+        Identity::read(self.pid) == Some(('T', self))
+    }
+
     /// Sends a signal, unless the process is gone. Says whether it was sent.
     pub fn signal(self, signal: Signal) -> bool {
         let pid = Pid::from_raw(self.pid);

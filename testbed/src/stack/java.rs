@@ -23,13 +23,20 @@ pub(super) enum Classes {
 /// `java`, with a heap between the two sizes in MiB. Tuned for a quick start and little memory: the C1 compiler alone
 /// starts Kafka in half the time, and is fast enough for all but benchmarks.
 pub(super) fn command(heap_min_mib: u32, heap_max_mib: u32, classes: &Classes) -> Command {
-    let mut command = Command::new(program());
-    command.arg(format!("-Xms{heap_min_mib}m")).arg(format!("-Xmx{heap_max_mib}m"));
-    command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Xshare:auto"]);
+    let mut command = sustained(heap_min_mib, heap_max_mib);
+    command.args(["-XX:TieredStopAtLevel=1", "-Xshare:auto"]);
     command.arg(match classes {
         Classes::Use(path) => format!("-XX:SharedArchiveFile={}", path.display()),
         Classes::Record(path) => format!("-XX:ArchiveClassesAtExit={}", path.display()),
     });
+    command
+}
+
+/// `java` for benchmarks: both compilers, so that it is slow to start and fast once it is warm.
+pub(super) fn sustained(heap_min_mib: u32, heap_max_mib: u32) -> Command {
+    let mut command = Command::new(program());
+    command.arg(format!("-Xms{heap_min_mib}m")).arg(format!("-Xmx{heap_max_mib}m"));
+    command.args(["-XX:+UseSerialGC", "-XX:-UsePerfData"]);
     command.env_remove("JAVA_TOOL_OPTIONS").env_remove("CLASSPATH");
     command
 }

@@ -28,7 +28,6 @@ const SETTINGS: &str = "\
 process.roles=broker,controller
 node.id=1
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
 num.partitions=3
 default.replication.factor=1
@@ -55,18 +54,49 @@ broker.heartbeat.interval.ms=500
 pub struct Kafka {
     part: Part,
     class_path: String,
-    classes: Classes,
+    /// None: a broker for benchmarks, see [`java::sustained`].
+    classes: Option<Classes>,
     port: u16,
+    doors: Vec<Door>,
+}
+
+/// A further way in, for a client that is to reach the broker through a proxy: whoever comes in here is told to come back by
+/// the proxy's port.
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    /// Where the broker listens.
+    pub port: u16,
+    /// Where it says that it listens.
+    pub advertised: u16,
 }
 
 impl Kafka {
     /// A broker for one test alone, which may crash it. It ends, and its data go, when this value is dropped.
     pub async fn private(hint: &str) -> Result<Kafka> {
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start(&home, &parts, &folder, Owner::own()?, parts.classes("kafka")).await
+    }
+
+    /// As [`Kafka::private`], with further ways in.
+    pub async fn private_behind(hint: &str, doors: Vec<Door>) -> Result<Kafka> {
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start_with(&home, &parts, &folder, Owner::own()?, Some(parts.classes("kafka")), doors).await
+    }
+
+    /// As [`Kafka::private`], for a benchmark: slower to start, and faster once it is warm.
+    pub async fn private_sustained(hint: &str) -> Result<Kafka> {
+        let (home, parts) = Kafka::prepared().await?;
+        let folder = home.private_folder(hint)?;
+        Kafka::start_with(&home, &parts, &folder, Owner::own()?, None, Vec::new()).await
+    }
+
+    async fn prepared() -> Result<(Home, Parts)> {
         let home = Home::locate()?;
         java::check().await?;
         let parts = Parts::ready(&home).await?;
-        let folder = home.private_folder(hint)?;
-        Kafka::start(&home, &parts, &folder, Owner::own()?, parts.classes("kafka")).await
+        Ok((home, parts))
     }
 
     /// A new broker with its data in the folder.
@@ -77,8 +107,19 @@ impl Kafka {
         owner: Owner,
         classes: Classes,
     ) -> Result<Kafka> {
+        Kafka::start_with(home, parts, folder, owner, Some(classes), Vec::new()).await
+    }
+
+    async fn start_with(
+        home: &Home,
+        parts: &Parts,
+        folder: &Path,
+        owner: Owner,
+        classes: Option<Classes>,
+        doors: Vec<Door>,
+    ) -> Result<Kafka> {
         let part = Part::new(home, "kafka", owner, folder)?;
-        let kafka = Kafka { part, class_path: parts.kafka_class_path(), classes, port: free_port()? };
+        let kafka = Kafka { part, class_path: parts.kafka_class_path(), classes, port: free_port()?, doors };
         kafka.format()?;
         kafka.launch().await?;
         Ok(kafka)
@@ -121,6 +162,11 @@ impl Kafka {
         self.part.stop(Signal::TERM, STOP_LIMIT).await.map(|_| ())
     }
 
+    /// Its pid, while it runs.
+    pub fn pid(&self) -> Result<i32> {
+        self.identity().map(|identity| identity.pid)
+    }
+
     /// What it logs.
     pub fn log(&self) -> &Path {
         self.part.log()
@@ -140,14 +186,26 @@ impl Kafka {
         let (port, controller) = (self.port, free_port()?);
         let mut settings = SETTINGS.to_owned();
         writeln!(settings, "controller.quorum.voters=1@127.0.0.1:{controller}")?;
-        writeln!(settings, "listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")?;
-        writeln!(settings, "advertised.listeners=PLAINTEXT://127.0.0.1:{port}")?;
+        let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
+        let mut listeners = format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}");
+        let mut advertised = format!("PLAINTEXT://127.0.0.1:{port}");
+        for (number, door) in self.doors.iter().enumerate() {
+            write!(protocols, ",DOOR{number}:PLAINTEXT")?;
+            write!(listeners, ",DOOR{number}://127.0.0.1:{}", door.port)?;
+            write!(advertised, ",DOOR{number}://127.0.0.1:{}", door.advertised)?;
+        }
+        writeln!(settings, "listener.security.protocol.map={protocols}")?;
+        writeln!(settings, "listeners={listeners}")?;
+        writeln!(settings, "advertised.listeners={advertised}")?;
         writeln!(settings, "log.dirs={}", data.display())?;
         fs::write(self.part.folder().join("server.properties"), settings).context("write server.properties")
     }
 
     async fn launch(&self) -> Result<()> {
-        let mut command: Command = java::command(128, 512, &self.classes);
+        let mut command: Command = match &self.classes {
+            Some(classes) => java::command(128, 512, classes),
+            None => java::sustained(512, 1_024),
+        };
         command.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn").arg("-cp").arg(&self.class_path);
         command
             .arg("kafka.Kafka")

@@ -1,4 +1,4 @@
-//! PostgreSQL 18: `initdb`, start, crash, restart.
+//! PostgreSQL: `initdb`, start, crash, restart.
 //!
 //! It refuses to run as root, so root lends it to the user `postgres`, or to `nobody` where that one is missing. Its
 //! settings are the defaults (fsync and synchronous_commit on), apart from what a test or a benchmark asks for.
@@ -18,6 +18,7 @@ use super::databases::{Server, TestDatabase};
 use super::download::Parts;
 use super::home::{HOME_VARIABLE, Home};
 use super::identity::Identity;
+use super::major::Major;
 use super::part::Part;
 use super::ports::free_port;
 use super::records::Owner;
@@ -57,19 +58,21 @@ impl Postgres {
         let home = Home::locate()?;
         let parts = Parts::ready(&home).await?;
         let folder = home.private_folder(hint)?;
-        Postgres::start(&home, &parts, &folder, Owner::own()?, settings).await
+        Postgres::start(&home, &parts, Major::asked_for()?, &folder, Owner::own()?, settings).await
     }
 
     /// A new server with its data in the folder.
     pub(super) async fn start(
         home: &Home,
         parts: &Parts,
+        major: Major,
         folder: &Path,
         owner: Owner,
         settings: &[(&str, &str)],
     ) -> Result<Postgres> {
         let part = Part::new(home, NAME, owner, folder)?;
-        let postgres = Postgres { part, bin: parts.postgres_bin(), server: Server { port: free_port()? } };
+        let server = Server { port: free_port()? };
+        let postgres = Postgres { part, bin: parts.postgres_bin(major), server };
         postgres.init(home, owner, settings).await?;
         postgres.launch().await?;
         postgres.server.create_roles().await?;
@@ -107,6 +110,16 @@ impl Postgres {
     /// A fast shutdown: clients are thrown out, data are written.
     pub async fn stop(&self) -> Result<()> {
         self.part.stop(Signal::INT, STOP_LIMIT).await.map(|_| ())
+    }
+
+    /// What `pg_ctl stop -m immediate` does: clients are thrown out and nothing more is written; the next start recovers from the log.
+    pub async fn stop_immediately(&self) -> Result<()> {
+        self.part.stop(Signal::QUIT, STOP_LIMIT).await.map(|_| ())
+    }
+
+    /// The pid of the server's first process, the parent of all others, while it runs.
+    pub fn pid(&self) -> Result<i32> {
+        self.identity().map(|identity| identity.pid)
     }
 
     /// What it logs.

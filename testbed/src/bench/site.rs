@@ -1,0 +1,98 @@
+//! The parts that a measurement runs on: PostgreSQL, a broker and a registry of its own, an outbox, and one relay.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rdkafka::ClientConfig;
+use sqlx::{Connection, PgConnection};
+
+use crate::processes::{Service, Spec, binary, run_once};
+use crate::stack::home::Home;
+use crate::stack::{Kafka, OWNER, Postgres, Registry, TestDatabase, free_port};
+
+/// The catalogue of the product.
+const CATALOGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema/events.toml");
+/// Where it sends results.
+pub(super) const TOPIC: &str = "psp-result-updates";
+/// Partitions of that topic, and of every topic that is compared with it.
+pub(super) const PARTITIONS: i32 = 6;
+/// The name by which the relay saves.
+pub(super) const RELAY: &str = "relay";
+
+/// Ends with this value, its data too.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) postgres: Postgres,
+    pub(super) kafka: Kafka,
+    pub(super) database: TestDatabase,
+    registry: Registry,
+    home: Home,
+    folder: PathBuf,
+}
+
+impl Site {
+    /// Starts the parts, makes the outbox, the topics and the schemas. `settings` are PostgreSQL's; logs go to `folder`.
+    pub(super) async fn start(settings: &[(&str, &str)], folder: PathBuf) -> Result<Site> {
+        let home = Home::locate()?;
+        let (postgres, kafka, registry) = tokio::try_join!(
+            Postgres::private_with("bench-postgres", settings),
+            Kafka::private_sustained("bench-kafka"),
+            Registry::private("bench-registry"),
+        )?;
+        let database = postgres.database("executor").await?;
+        let site = Site { postgres, kafka, database, registry, home, folder };
+        let program = binary("outbox-relay")?;
+        let owner = [("DATABASE_URL".to_owned(), site.database.url(OWNER))];
+        let migrate = ["migrate", "--writer", "executor", "--relay", "relay", "--reader", "operator"];
+        run_once(&program, &migrate, &owner).await?;
+        run_once(&program, &["setup"], &site.environment()).await?;
+        Ok(site)
+    }
+
+    /// `host:port` of the broker.
+    pub(super) fn bootstrap(&self) -> String {
+        self.kafka.bootstrap()
+    }
+
+    /// A session in the outbox's database.
+    pub(super) async fn session(&self, role: &str) -> Result<PgConnection> {
+        let url = self.database.url(role);
+        PgConnection::connect(&url).await.with_context(|| format!("connect as {role}"))
+    }
+
+    /// The relay with its default settings. It is not started yet.
+    pub(super) fn relay(&self) -> Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let mut environment = self.environment();
+        environment.push(("ADMIN_LISTEN".to_owned(), admin.clone()));
+        let spec = Spec {
+            name: RELAY.to_owned(),
+            program: binary("outbox-relay")?,
+            arguments: vec!["run".to_owned()],
+            environment,
+            ready_url: format!("http://{admin}/readyz"),
+        };
+        Service::new(&self.home, &self.folder, spec)
+    }
+
+    /// What the relay makes its producer with, as it says itself.
+    pub(super) async fn producer(&self) -> Result<ClientConfig> {
+        let arguments = ["run", "--print-producer"];
+        let printed = run_once(&binary("outbox-relay")?, &arguments, &self.environment()).await?;
+        let settings: std::collections::BTreeMap<String, String> =
+            serde_json::from_str(&printed).context("the settings of the relay's producer")?;
+        Ok(settings.into_iter().collect())
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let given = [
+            ("DATABASE_URL", self.database.url("relay")),
+            ("KAFKA_BOOTSTRAP", self.bootstrap()),
+            ("SCHEMA_REGISTRY_URL", self.registry.url()),
+            ("EVENTS", CATALOGUE.to_owned()),
+            ("EVENT_SOURCE", "/executor".to_owned()),
+            ("RELAY_NAME", RELAY.to_owned()),
+        ];
+        given.map(|(name, value)| (name.to_owned(), value)).to_vec()
+    }
+}

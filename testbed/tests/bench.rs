@@ -1,0 +1,42 @@
+//! The benchmark of the relay, small: that it works, and that its last line says everything. What it measures is nobody's business here.
+#![allow(clippy::unwrap_used, reason = "what goes wrong in a test has to end it")]
+
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn the_relay_is_measured_and_the_last_line_says_everything() {
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["bench-relay", "--events", "5000", "--rates", "50,200", "--seconds", "1", "--saves", "100"])
+        .output()
+        .unwrap();
+    let (said, complained) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert!(output.status.success(), "{said}\n{complained}");
+    let measured: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+
+    let positive = |value: &Value| value.as_f64().is_some_and(|number| number.is_finite() && number > 0.0);
+    assert_eq!(measured["events"], 5_000);
+    for key in ["raw_producer_per_s", "drain_per_s", "drain_ratio", "rss_mb"] {
+        assert!(positive(&measured[key]), "{key}: {measured}");
+    }
+    for key in ["held_xmin_drain_ratio", "held_xmin_last_tenth_ratio"] {
+        assert!(positive(&measured[key]), "{key}: {measured}");
+    }
+    // Too little was done for the kernel's clock to notice each of them.
+    for key in ["idle_db_cpu_percent", "idle_relay_cpu_percent"] {
+        assert!(measured[key].as_f64().is_some_and(|percent| percent >= 0.0), "{key}: {measured}");
+    }
+    for part in ["relay", "postgres", "broker"] {
+        assert!(measured["cpu_us_per_event"][part].as_f64().is_some(), "{part}: {measured}");
+    }
+    assert_eq!(measured["dead_tuples"], 0, "{measured}");
+    let latency = measured["latency"].as_array().unwrap();
+    assert_eq!(latency.iter().map(|at| at["rate"].as_u64().unwrap()).collect::<Vec<_>>(), [50, 200]);
+    for at in latency {
+        assert!(at["p50_ms"].as_f64() <= at["p99_ms"].as_f64() && positive(&at["p99_ms"]), "{measured}");
+    }
+    assert!(measured.get("peer_drain_per_s").is_none(), "{measured}");
+    assert!(said.contains("published again             0"), "{said}");
+}

@@ -1,0 +1,30 @@
+//! The relay is hurt in every way, a few times each, and nothing is lost. `make faults` does it hundreds of times.
+
+use testbed::faults::episode::{Cut, Kind, Line, Point, number};
+use testbed::faults::{Family, perform};
+use testbed::proxy::Direction;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_hurt_in_every_way_loses_nothing() {
+    let mut kinds: Vec<Kind> = Point::ALL.map(Kind::Kill).to_vec();
+    kinds.extend([
+        Kind::KillAnywhere,
+        Kind::Stop(Some(Point::R6)),
+        Kind::LockSession,
+        Kind::Broker,
+        Kind::Database,
+        Kind::Database,
+        Kind::Registry,
+        Kind::Cut(Line::Database, Cut::Reset),
+        Kind::Cut(Line::Database, Cut::AfterBytes(Direction::Down)),
+        Kind::Cut(Line::Broker, Cut::OneWay(Direction::Down)),
+        Kind::Cut(Line::Broker, Cut::AfterBytes(Direction::Up)),
+        Kind::Cut(Line::Both, Cut::Reset),
+    ]);
+    let seed = u64::from(std::process::id());
+    let episodes = number(seed, kinds);
+    let outcome = perform(Family::Relay, episodes, false, &|line| println!("{line}")).await.unwrap();
+    let report = outcome.report;
+    println!("{}\n{}", report.table, report.json());
+    assert_eq!(report.broken, Vec::<String>::new(), "{:?}\n{}", outcome.kept, report.table);
+}
