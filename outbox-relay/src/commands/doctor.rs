@@ -170,7 +170,11 @@ async fn database(
         findings,
         "migration",
         good(facts.migrated == wanted, Health::Failure),
-        format!("{:?} of {:?}; `outbox-relay migrate` brings it up to date", facts.migrated, wanted),
+        format!(
+            "version {} of {}; `outbox-relay migrate` brings it up to date",
+            facts.migrated.unwrap_or_default(),
+            wanted.unwrap_or_default()
+        ),
     );
     let missing = checks::missing_privileges(connection).await?;
     note(
