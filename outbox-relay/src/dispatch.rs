@@ -102,10 +102,11 @@ impl Dispatcher {
     }
 
     async fn page(&mut self, page: Page) -> Result<(), Halt> {
-        let schema_ids = self.schema_ids(&page.rows).await?;
-        let passed = page.rows.first().zip(page.rows.last()).map(|(first, last)| (first.id, last.id));
+        let rows = page.rows.decode().context("a row could not be decoded")?;
+        let schema_ids = self.schema_ids(&rows).await?;
+        let passed = rows.first().zip(rows.last()).map(|(first, last)| (first.id, last.id));
         let mut encoded = Encoded::default();
-        for row in page.rows {
+        for row in rows {
             if self.held.contains(&row.aggregate_id) {
                 encoded.parked.push(parking(row, None));
             } else if self.found.remove(&row.event_id).is_some() {
@@ -262,8 +263,11 @@ impl Dispatcher {
     async fn schema_ids(&self, rows: &[OutboxRow]) -> Result<HashMap<&'static str, u32>, Halt> {
         let mut known = self.relay.schema_ids.lock().await;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut seen = "";
         for row in rows {
-            if known.contains_key(row.event_type.as_str()) {
+            // Most pages are of one type.
+            if row.event_type == seen || known.contains_key(row.event_type.as_str()) {
+                seen = &row.event_type;
                 continue;
             }
             let Some((event_type, event)) = self.relay.catalogue.events.get_key_value(&row.event_type) else {

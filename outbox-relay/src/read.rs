@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Relay,
-    store::{self, OutboxRow},
+    store::{self, UndecodedPage},
     term::Stop,
     window::Cursor,
 };
@@ -22,7 +22,8 @@ const BUSY_FOR: Duration = Duration::from_secs(1);
 /// Rows, and the place after them.
 #[derive(Debug)]
 pub(crate) struct Page {
-    pub(crate) rows: Vec<OutboxRow>,
+    /// Decoded by the next stage, while this one waits for the next page.
+    pub(crate) rows: UndecodedPage,
     pub(crate) cursor: Cursor,
 }
 
@@ -54,9 +55,10 @@ pub(crate) async fn read(
                 }
             }
             let limit = relay.config.page_rows;
-            let rows =
-                store::page(&mut connection, &cursor, limit).await.context("a page could not be read")?;
-            cursor = cursor.after_page(rows.len(), rows.last().map(|row| row.id), usize::try_from(limit)?);
+            let rows = store::undecoded_page(&mut connection, &cursor, limit)
+                .await
+                .context("a page could not be read")?;
+            cursor = cursor.after_page(rows.len(), rows.last_id()?, usize::try_from(limit)?);
             if rows.is_empty() {
                 continue;
             }

@@ -215,6 +215,46 @@ pub async fn page(
     cursor: &Cursor,
     limit: i64,
 ) -> Result<Vec<OutboxRow>, sqlx::Error> {
+    undecoded_page(connection, cursor, limit).await?.decode()
+}
+
+/// A page as it came from the server: the next one can be asked for before this one is decoded.
+pub struct UndecodedPage(Vec<PgRow>);
+
+impl std::fmt::Debug for UndecodedPage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("UndecodedPage").field(&self.0.len()).finish()
+    }
+}
+
+impl UndecodedPage {
+    /// How many rows it has.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if it has none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The id of its last row, the highest.
+    pub fn last_id(&self) -> Result<Option<i64>, sqlx::Error> {
+        self.0.last().map(|row| row.try_get(0)).transpose()
+    }
+
+    /// The rows.
+    pub fn decode(&self) -> Result<Vec<OutboxRow>, sqlx::Error> {
+        self.0.iter().map(outbox_row).collect()
+    }
+}
+
+/// As [`page`], undecoded.
+pub async fn undecoded_page(
+    connection: &mut PgConnection,
+    cursor: &Cursor,
+    limit: i64,
+) -> Result<UndecodedPage, sqlx::Error> {
     let rows = sqlx::query(
         "(SELECT late.*
           FROM pg_snapshot_xip($1::pg_snapshot) AS running(xid)
@@ -241,7 +281,7 @@ pub async fn page(
     .bind(limit)
     .fetch_all(connection)
     .await?;
-    rows.iter().map(outbox_row).collect()
+    Ok(UndecodedPage(rows))
 }
 
 fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
