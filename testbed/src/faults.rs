@@ -121,11 +121,10 @@ async fn relays(home: &Home, folder: &Path, episodes: &[Episode], say: &dyn Fn(&
         begun.elapsed().as_secs_f64(),
         folder.display()
     ));
-    let last = episodes.last().map_or(0, |episode| episode.number);
     let mut passed = Vec::new();
-    for episode in episodes {
+    for (place, episode) in (1..).zip(episodes) {
         let one = one(&mut rig, *episode).await?;
-        say(&one.line(last));
+        say(&one.line(place, episodes.len()));
         passed.push(one);
     }
     let witnessed = witness(&rig).await?;

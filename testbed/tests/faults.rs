@@ -1,6 +1,6 @@
 //! The relay is hurt in every way, a few times each, and nothing is lost. `make faults` does it hundreds of times.
 
-use testbed::faults::episode::{Cut, Kind, Line, Point, number};
+use testbed::faults::episode::{Cut, Kind, Line, Point, choose};
 use testbed::faults::{Family, perform};
 use testbed::proxy::Direction;
 
@@ -22,7 +22,8 @@ async fn a_relay_that_is_hurt_in_every_way_loses_nothing() {
         Kind::Cut(Line::Both, Cut::Reset),
     ]);
     let seed = u64::from(std::process::id());
-    let episodes = number(seed, kinds);
+    let episodes = choose(seed, &kinds);
+    assert_eq!(episodes.len(), kinds.len());
     let outcome = perform(Family::Relay, episodes, false, &|line| println!("{line}")).await.unwrap();
     let report = outcome.report;
     println!("{}\n{}", report.table, report.json());

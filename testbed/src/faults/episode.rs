@@ -116,6 +116,9 @@ const OTHERS: [Kind; 28] = {
     ]
 };
 
+/// In so many episodes each kind comes several times.
+const CHOICE: usize = 500;
+
 /// One fault among the writers' events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Episode {
@@ -151,12 +154,17 @@ pub fn draw(seed: u64, episodes: usize) -> Vec<Episode> {
         kinds.extend(round);
     }
     kinds.truncate(episodes);
-    number(seed, kinds)
+    (1..).zip(kinds).map(|(number, kind)| Episode { number, kind, seed }).collect()
 }
 
-/// Episodes of these kinds.
-pub fn number(seed: u64, kinds: Vec<Kind>) -> Vec<Episode> {
-    (1..).zip(kinds).map(|(number, kind)| Episode { number, kind, seed }).collect()
+/// An episode of each of these kinds, out of those that the seed draws.
+pub fn choose(seed: u64, kinds: &[Kind]) -> Vec<Episode> {
+    let mut drawn = draw(seed, CHOICE);
+    let mut take = |kind: &Kind| {
+        let place = drawn.iter().position(|episode| episode.kind == *kind)?;
+        Some(drawn.remove(place))
+    };
+    kinds.iter().filter_map(&mut take).collect()
 }
 
 fn shuffle(kinds: &mut [Kind], random: &mut Random) {
@@ -206,6 +214,16 @@ mod tests {
         assert_eq!(draw(1, 200)[..77], draw(1, 77));
         assert_ne!(draw(1, 200), draw(2, 200));
         assert_eq!(draw(1, 3)[2].number, 3);
+    }
+
+    #[test]
+    fn what_is_chosen_is_what_the_seed_draws() {
+        let kinds = [Kind::Database, Kind::Kill(Point::R8), Kind::Database];
+        let chosen = choose(3, &kinds);
+        assert_eq!(chosen.iter().map(|episode| episode.kind).collect::<Vec<_>>(), kinds);
+        assert_ne!(chosen[0], chosen[2]);
+        let drawn = draw(3, CHOICE);
+        assert!(chosen.iter().all(|episode| drawn[episode.number - 1] == *episode));
     }
 
     #[test]

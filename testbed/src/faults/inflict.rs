@@ -18,6 +18,8 @@ use crate::proxy::{Direction, Proxy};
 const TRIES: usize = 3;
 /// For a point to be reached.
 const HIT_LIMIT: Duration = Duration::from_secs(5);
+/// For a few thousand bytes to go through.
+const BYTES_LIMIT: Duration = Duration::from_secs(30);
 /// For an event to be on its way.
 const OCCASION_LIMIT: Duration = Duration::from_secs(10);
 /// A broker that stands still keeps a relay from reading on after some time.
@@ -406,7 +408,11 @@ async fn cut_lines(rig: &mut Rig, line: Line, cut: Cut, random: &mut Random) -> 
         }
         Cut::AfterBytes(direction) => {
             // A broker answers in few bytes.
-            let most = if (line, direction) == (Line::Broker, Direction::Down) { 2_000 } else { 15_000 };
+            let most = match (line, direction) {
+                (Line::Broker, Direction::Down) => 1_000,
+                (Line::Broker, Direction::Up) => 5_000,
+                _ => 10_000,
+            };
             let bytes = random.below(most);
             all(&|proxy| proxy.cut_after(direction, bytes));
             let at = until_cut(proxies, direction).await?;
@@ -432,7 +438,7 @@ async fn cut_lines(rig: &mut Rig, line: Line, cut: Cut, random: &mut Random) -> 
 async fn until_cut(proxies: &[&Proxy], direction: Direction) -> Result<Instant> {
     let begun = Instant::now();
     while proxies.iter().any(|proxy| proxy.cut_pending(direction)) {
-        ensure!(begun.elapsed() < HIT_LIMIT, "not enough bytes went through to cut a connection");
+        ensure!(begun.elapsed() < BYTES_LIMIT, "not enough bytes went through to cut a connection");
         tokio::time::sleep(LOOK_EVERY).await;
     }
     Ok(Instant::now())

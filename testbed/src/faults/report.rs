@@ -38,8 +38,8 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// One line for people; it names what replays the episode. `last`: the number of the last one.
-    pub fn line(&self, last: usize) -> String {
+    /// One line for people; it names what replays the episode, which is the `place`th `of` so many.
+    pub fn line(&self, place: usize, of: usize) -> String {
         let Episode { number, kind, seed } = self.episode;
         let happened = match (self.in_flight, self.recovery) {
             (None, _) => "did not happen".to_owned(),
@@ -50,7 +50,7 @@ impl Passed {
         };
         let kind = kind.to_string();
         let mut line = format!(
-            "{number:>4}/{last}  --seed {seed} --only {number:<4} {kind:<32} {happened}; {:>4} events, {:>3} again; {:>4.1} s",
+            "{place:>4}/{of}  --seed {seed} --only {number:<4} {kind:<32} {happened}; {:>4} events, {:>3} again; {:>4.1} s",
             self.events,
             self.duplicates,
             self.took.as_secs_f64()
@@ -267,13 +267,12 @@ fn name<S: Serializer>(family: &Family, serializer: S) -> Result<S::Ok, S::Error
 #[cfg(test)]
 mod tests {
     use super::super::books::Tally;
-    use super::super::episode;
     use super::*;
 
     fn passed(kind: Kind, happened: bool) -> Passed {
         let recovery = happened.then_some(Duration::from_millis(70));
         Passed {
-            episode: episode::number(1, vec![kind])[0],
+            episode: Episode { number: 1, kind, seed: 1 },
             recovery,
             in_flight: happened.then_some(3),
             how: String::new(),
