@@ -37,6 +37,7 @@ use costs::{cpu_seconds, cpu_seconds_with_children};
 use drain::{Drain, drain, terminate};
 use held::{Snapshot, dead_tuples, saves};
 use latency::{Latency, Writer};
+use raw::Raw;
 use report::{Idle, Measured};
 use site::{Site, TOPIC};
 use topics::{Published, Watch};
@@ -142,7 +143,8 @@ impl<'a> Scene<'a> {
         let sample = Arc::new(watch.first(usize::try_from(sample)?).await?);
         topics::create(&site.bootstrap(), RAW_TOPIC).await?;
         let producer = site.producer().await?;
-        raw::produce(&producer, RAW_TOPIC, &sample, bench.events.min(WARM_UP_MAX)).await?;
+        let broker = site.kafka.pid()?;
+        raw::produce(&producer, broker, RAW_TOPIC, &sample, bench.events.min(WARM_UP_MAX)).await?;
         Ok(Scene { bench, site, owner, superuser, watch, producer, sample })
     }
 
@@ -179,11 +181,11 @@ impl<'a> Scene<'a> {
         settle(&mut self.superuser).await
     }
 
-    async fn raw(&self) -> Result<f64> {
-        let events = self.bench.events;
-        let seconds = raw::produce(&self.producer, RAW_TOPIC, &self.sample, events).await?;
-        say(&format!("raw producer: {:.0} events/s", f64::from(events) / seconds));
-        Ok(seconds)
+    async fn raw(&self) -> Result<Raw> {
+        let (broker, events) = (self.site.kafka.pid()?, self.bench.events);
+        let raw = raw::produce(&self.producer, broker, RAW_TOPIC, &self.sample, events).await?;
+        say(&format!("raw producer: {:.0} events/s", raw.per_second()));
+        Ok(raw)
     }
 
     async fn drain(&self, how: &str) -> Result<Drain> {

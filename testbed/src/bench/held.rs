@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
+use super::costs::cpu_seconds;
 use super::site::{RELAY, Site};
 
 /// The name that the measured saves go by.
@@ -45,13 +46,26 @@ async fn held(session: &mut PgConnection) -> Result<String> {
         .context("the snapshot that is held")
 }
 
-/// How fast progress is saved.
+/// How fast progress is saved, at the beginning and at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Saves {
-    /// The first tenth, per second.
-    pub(super) first_tenth: f64,
-    /// The last tenth, per second.
-    pub(super) last_tenth: f64,
+    pub(super) first_tenth: Tenth,
+    pub(super) last_tenth: Tenth,
+}
+
+/// A tenth of all saves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tenth {
+    pub(super) per_second: f64,
+    /// Of the server's process behind the session: the disk has no part in it.
+    pub(super) cpu_us: f64,
+}
+
+impl Saves {
+    /// What is left of the speed.
+    pub(super) fn ratio(&self) -> f64 {
+        self.last_tenth.per_second / self.first_tenth.per_second
+    }
 }
 
 /// Saves progress so many times, one after the other, as the relay does: its own newest row under the next number.
@@ -62,24 +76,28 @@ pub(super) async fn saves(site: &Site, count: u32) -> Result<Saves> {
     let insert = insert(&columns);
     let mut relay = site.session("relay").await?;
     sqlx::query("SET synchronous_commit = on").execute(&mut relay).await?;
-    let tenth = count.div_ceil(10);
-    let mut times = vec![Instant::now()];
-    for number in 1..=count {
+    let server: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut relay).await?;
+    let tenth = count / 10;
+    let mut tenths = Vec::new();
+    let mut begun = (Instant::now(), cpu_seconds(server)?);
+    // A rest that makes no tenth is left out.
+    for number in 1..=tenth * 10 {
         let mut query = sqlx::query(AssertSqlSafe(insert.as_str())).bind(SAVER).bind(i64::from(number));
         for value in &values {
             query = query.bind(value);
         }
         query.execute(&mut relay).await.context("save progress")?;
-        if number % tenth == 0 || number == count {
-            times.push(Instant::now());
+        if number.is_multiple_of(tenth) {
+            let now = (Instant::now(), cpu_seconds(server)?);
+            tenths.push(Tenth {
+                per_second: f64::from(tenth) / (now.0 - begun.0).as_secs_f64(),
+                cpu_us: (now.1 - begun.1) / f64::from(tenth) * 1e6,
+            });
+            begun = now;
         }
     }
-    let (first, last) = (&times[..2], &times[times.len() - 2..]);
-    let in_last = if count.is_multiple_of(tenth) { tenth } else { count % tenth };
-    Ok(Saves {
-        first_tenth: f64::from(tenth.min(count)) / (first[1] - first[0]).as_secs_f64(),
-        last_tenth: f64::from(in_last) / (last[1] - last[0]).as_secs_f64(),
-    })
+    let (first, last) = tenths.first().zip(tenths.last()).context("too few saves")?;
+    Ok(Saves { first_tenth: *first, last_tenth: *last })
 }
 
 /// Name and type of every column that a save fills in beside relay, number and time.

@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
+use super::costs::cpu_seconds;
 use super::topics::Published;
 
 /// As the relay waits when its queue is full.
@@ -22,15 +23,34 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How often a long loop looks whether anyone still waits for it.
 const LOOK_EVERY: usize = 4_096;
 
-/// Produces so many records, those of `sample` over and over. Seconds from the first one handed over to the last one reported; one
-/// that goes ahead, to find the brokers, does not count.
+/// A run of the raw producer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Raw {
+    pub(super) events: u32,
+    /// From the first record handed over to the last one reported.
+    pub(super) seconds: f64,
+    /// CPU seconds meanwhile.
+    pub(super) producer_cpu: f64,
+    /// CPU seconds meanwhile.
+    pub(super) broker_cpu: f64,
+}
+
+impl Raw {
+    pub(super) fn per_second(&self) -> f64 {
+        f64::from(self.events) / self.seconds
+    }
+}
+
+/// Produces so many records, those of `sample` over and over. One goes ahead, to find the brokers, and does not count.
 pub(super) async fn produce(
     settings: &ClientConfig,
+    broker: i32,
     topic: &str,
     sample: &Arc<Vec<Published>>,
     events: u32,
-) -> Result<f64> {
-    let run = Run { settings: settings.clone(), topic: topic.to_owned(), sample: Arc::clone(sample), events };
+) -> Result<Raw> {
+    let (settings, sample) = (settings.clone(), Arc::clone(sample));
+    let run = Run { settings, broker, topic: topic.to_owned(), sample, events };
     ensure!(!run.sample.is_empty(), "there is nothing to produce");
     let (done, finished) = oneshot::channel();
     std::thread::Builder::new()
@@ -46,6 +66,7 @@ pub(super) async fn produce(
 
 struct Run {
     settings: ClientConfig,
+    broker: i32,
     topic: String,
     sample: Arc<Vec<Published>>,
     events: u32,
@@ -71,7 +92,7 @@ impl ProducerContext for Counting {
 }
 
 impl Run {
-    fn carry_out(&self, broken_off: &dyn Fn() -> bool) -> Result<f64> {
+    fn carry_out(&self, broken_off: &dyn Fn() -> bool) -> Result<Raw> {
         let reports = Arc::new(Reports::default());
         let context = Counting(Arc::clone(&reports));
         let producer: ThreadedProducer<Counting> =
@@ -79,11 +100,17 @@ impl Run {
         let mut records = self.sample.iter().cycle();
         self.send_all(&producer, records.by_ref().take(1), broken_off)?;
         reports.wait_for(1, broken_off)?;
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        let cpu = (cpu_seconds(own)?, cpu_seconds(self.broker)?);
         let begun = Instant::now();
-        let events = usize::try_from(self.events)?;
-        self.send_all(&producer, records.take(events), broken_off)?;
+        self.send_all(&producer, records.take(usize::try_from(self.events)?), broken_off)?;
         reports.wait_for(self.events + 1, broken_off)?;
-        Ok(begun.elapsed().as_secs_f64())
+        Ok(Raw {
+            events: self.events,
+            seconds: begun.elapsed().as_secs_f64(),
+            producer_cpu: cpu_seconds(own)? - cpu.0,
+            broker_cpu: cpu_seconds(self.broker)? - cpu.1,
+        })
     }
 
     fn send_all<'a>(

@@ -7,13 +7,13 @@ use serde::Serialize;
 use super::drain::Drain;
 use super::held::Saves;
 use super::latency::Latency;
+use super::raw::Raw;
 use super::{Bench, peer};
 
 /// Everything that was measured.
 #[derive(Debug)]
 pub(super) struct Measured {
-    /// Seconds of each run of the raw producer.
-    pub(super) raw: Vec<f64>,
+    pub(super) raw: Vec<Raw>,
     pub(super) drains: Vec<Drain>,
     pub(super) held_drain: Drain,
     pub(super) latency: Vec<Latency>,
@@ -77,8 +77,7 @@ struct PerEvent {
 
 impl Report {
     pub(super) fn new(bench: &Bench, measured: &Measured) -> Report {
-        let events = f64::from(bench.events);
-        let raw = mean(&measured.raw.iter().map(|seconds| events / seconds).collect::<Vec<_>>());
+        let raw = mean(&measured.raw.iter().map(Raw::per_second).collect::<Vec<_>>());
         let drain = mean(&measured.drains.iter().map(Drain::per_second).collect::<Vec<_>>());
         let per_event = |cost: fn(&Drain) -> f64| {
             let all: f64 = measured.drains.iter().map(cost).sum();
@@ -93,7 +92,7 @@ impl Report {
             latency: at(&measured.latency),
             dead_tuples: measured.dead_tuples,
             held_xmin_drain_ratio: rounded(measured.held_drain.per_second() / drain, 3),
-            held_xmin_last_tenth_ratio: rounded(measured.saves.last_tenth / measured.saves.first_tenth, 3),
+            held_xmin_last_tenth_ratio: rounded(measured.saves.ratio(), 3),
             idle_db_cpu_percent: rounded(measured.idle.postgres, 2),
             idle_relay_cpu_percent: rounded(measured.idle.relay, 2),
             cpu_us_per_event: PerEvent {
@@ -121,12 +120,18 @@ fn table(bench: &Bench, measured: &Measured, summary: &Summary) -> String {
         writeln!(text, "  {what:<28}{value}").ok();
     };
     let Summary { raw_producer_per_s, drain_per_s, drain_ratio, cpu_us_per_event, .. } = summary;
-    let raw: Vec<String> =
-        measured.raw.iter().map(|seconds| format!("{:.0}", f64::from(bench.events) / seconds)).collect();
+    let raw: Vec<String> = measured.raw.iter().map(|raw| format!("{:.0}", raw.per_second())).collect();
     let drains: Vec<String> =
         measured.drains.iter().map(|drain| format!("{:.0}", drain.per_second())).collect();
     line("events", bench.events.to_string());
     line("raw producer, events/s", format!("{raw_producer_per_s:.0} ({})", raw.join(", ")));
+    let per_event = |cost: fn(&Raw) -> f64| {
+        let (all, sent): (f64, f64) =
+            (measured.raw.iter().map(cost).sum(), measured.raw.iter().map(|raw| f64::from(raw.events)).sum());
+        all / sent * 1e6
+    };
+    let (producer, broker) = (per_event(|raw| raw.producer_cpu), per_event(|raw| raw.broker_cpu));
+    line("  CPU per event, us", format!("producer {producer:.2}, broker {broker:.2}"));
     line("drain, events/s", format!("{drain_per_s:.0} ({})", drains.join(", ")));
     line("  of the raw producer", format!("{drain_ratio:.3}"));
     let PerEvent { relay, postgres, broker } = cpu_us_per_event;
@@ -143,12 +148,15 @@ fn table(bench: &Bench, measured: &Measured, summary: &Summary) -> String {
     let held = measured.held_drain.per_second();
     line("  drain, events/s", format!("{held:.0}, {:.3} of that without", summary.held_xmin_drain_ratio));
     let Saves { first_tenth, last_tenth } = measured.saves;
+    let per_second =
+        format!("first tenth {:.0}, last tenth {:.0}", first_tenth.per_second, last_tenth.per_second);
     line(
         &format!("  {} saves, per s", bench.saves),
-        format!(
-            "first tenth {first_tenth:.0}, last tenth {last_tenth:.0}, {:.3} of it",
-            summary.held_xmin_last_tenth_ratio
-        ),
+        format!("{per_second}, {:.3} of it", summary.held_xmin_last_tenth_ratio),
+    );
+    line(
+        "    CPU per save, us",
+        format!("first tenth {:.0}, last tenth {:.0}", first_tenth.cpu_us, last_tenth.cpu_us),
     );
     line("dead tuples", summary.dead_tuples.to_string());
     let Idle { relay, postgres, sessions } = measured.idle;
@@ -207,11 +215,14 @@ fn rounded(value: f64, digits: i32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::drain::Cpu;
+    use super::super::held::Tenth;
     use super::*;
 
     fn measured() -> Measured {
         let cpu = Cpu { relay: 4.0, postgres: 2.0, broker: 1.0 };
         let drain = |seconds| Drain { events: 1_000_000, seconds, again: 0, saves: 9, cpu, peak_mib: 80.0 };
+        let tenth = |per_second| Tenth { per_second, cpu_us: 90.0 };
+        let raw = |seconds| Raw { events: 1_000_000, seconds, producer_cpu: 3.0, broker_cpu: 2.0 };
         let latency = Latency {
             rate: 100,
             reached: 99.9,
@@ -222,12 +233,12 @@ mod tests {
             p99_from_call_ms: Some(9.0),
         };
         Measured {
-            raw: vec![4.0, 5.0],
+            raw: vec![raw(4.0), raw(5.0)],
             drains: vec![drain(8.0), drain(10.0)],
             held_drain: drain(10.0),
             latency: vec![latency],
             idle: Idle { relay: 1.234, postgres: 2.0, sessions: 1.5 },
-            saves: Saves { first_tenth: 2_000.0, last_tenth: 1_900.0 },
+            saves: Saves { first_tenth: tenth(2_000.0), last_tenth: tenth(1_900.0) },
             dead_tuples: 0,
             peer: None,
         }
