@@ -284,17 +284,19 @@ pub async fn undecoded_page(
     Ok(UndecodedPage(rows))
 }
 
+/// Unchecked: the statements that this is for name the columns and their types, and looking them up again for every value costs as much as
+/// decoding it.
 fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
     Ok(OutboxRow {
-        id: row.try_get(0)?,
-        event_id: row.try_get(1)?,
-        event_type: row.try_get(2)?,
-        aggregate_id: row.try_get(3)?,
-        payload: row.try_get(4)?,
-        traceparent: row.try_get(5)?,
-        tracestate: row.try_get(6)?,
-        created_at: row.try_get(7)?,
-        slot: row.try_get(8)?,
+        id: row.try_get_unchecked(0)?,
+        event_id: row.try_get_unchecked(1)?,
+        event_type: row.try_get_unchecked(2)?,
+        aggregate_id: row.try_get_unchecked(3)?,
+        payload: row.try_get_unchecked(4)?,
+        traceparent: row.try_get_unchecked(5)?,
+        tracestate: row.try_get_unchecked(6)?,
+        created_at: row.try_get_unchecked(7)?,
+        slot: row.try_get_unchecked(8)?,
     })
 }
 
