@@ -9,13 +9,14 @@
 //! they can be killed too.
 //!
 //! - [`episode`]: what happens in which episode, by the seed; `inflict`: how it is done.
-//! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it.
+//! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it; `leadership`: which of its relays leads.
 //! - [`books`]: what was committed beside what was published; [`report`]: what came of it.
 
 pub mod books;
 mod consumer;
 pub mod episode;
 mod inflict;
+mod leadership;
 pub mod report;
 mod rig;
 mod writers;
