@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test bench-relay lint sql stop clean setup
+.PHONY: help demo run faults test bench-relay bench-takeover lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -32,6 +32,10 @@ RATES ?= 100,1000,3000
 SECONDS ?= 20
 SAVES ?= 100000
 PEER ?=
+
+# What `make bench-takeover` does unless it is told otherwise: so many leaders are killed beside so many events that wait.
+PENDING ?= 10000000
+TAKEOVERS ?= 5
 
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
@@ -64,6 +68,10 @@ bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES=
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
 		--saves $(SAVES) $(if $(PEER),--peer $(PEER))
+
+bench-takeover: setup ## Measure how long nobody publishes after a leader's SIGKILL (PENDING= TAKEOVERS=)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-takeover --pending $(PENDING) --kills $(TAKEOVERS)
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

@@ -9,13 +9,14 @@
 //! they can be killed too.
 //!
 //! - [`episode`]: what happens in which episode, by the seed; `inflict`: how it is done.
-//! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it.
+//! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it; `leadership`: which of its relays leads.
 //! - [`books`]: what was committed beside what was published; [`report`]: what came of it.
 
 pub mod books;
 mod consumer;
 pub mod episode;
 mod inflict;
+mod leadership;
 pub mod report;
 mod rig;
 mod writers;
@@ -186,7 +187,9 @@ async fn one(rig: &mut Rig, episode: Episode) -> Result<Passed> {
         }
     }
     rig.writers.go();
+    let heal = Instant::now();
     rig.heal().await.with_context(|| format!("heal after episode {}: {}", episode.number, episode.kind))?;
+    let (healing, rest) = (heal.elapsed(), Instant::now());
     tokio::time::sleep(RUN_UP).await;
     if let Err(error) = rig.come_to_rest().await {
         troubles.push(format!("{error:#}"));
@@ -212,5 +215,7 @@ async fn one(rig: &mut Rig, episode: Episode) -> Result<Passed> {
         notes: rig.take_notes(),
         troubles,
         took: begun.elapsed(),
+        healing,
+        resting: rest.elapsed(),
     })
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use testbed::bench::takeover::{self, Takeovers};
 use testbed::bench::{self, Bench, Peer};
 use testbed::demo::{self, Demo};
 use testbed::faults::{self, Family, Faults};
@@ -91,6 +92,15 @@ enum Command {
         #[arg(long)]
         peer: Option<Peer>,
     },
+    /// Measure how long nobody publishes after the SIGKILL of a leader, beside a large backlog.
+    BenchTakeover {
+        /// Events that wait.
+        #[arg(long, default_value_t = 10_000_000)]
+        pending: u32,
+        /// Leaders that are killed, one after the other.
+        #[arg(long, default_value_t = 5)]
+        kills: u32,
+    },
     /// Run a query and print its result as a table.
     Sql {
         /// The database: `payments` or `executor`.
@@ -148,6 +158,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::BenchRelay { events, rates, seconds, saves, peer } => {
             return benchmark(&Bench { events, rates, seconds, saves, peer }).await;
+        }
+        Command::BenchTakeover { pending, kills } => {
+            return measure_takeovers(Takeovers { pending, kills }).await;
         }
         Command::Sql { db, role, query } => {
             let stack =
@@ -212,6 +225,21 @@ async fn benchmark(bench: &Bench) -> Result<ExitCode> {
     let Some(report) = bench::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
     println!("{}", report.table);
     println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The last line on stdout is what was measured, as JSON.
+async fn measure_takeovers(takeovers: Takeovers) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(measured) = takeover::run(takeovers, interrupted).await? else {
+        return Ok(ExitCode::from(130));
+    };
+    println!("{}", measured.table());
+    println!("{}", measured.json());
     Ok(ExitCode::SUCCESS)
 }
 

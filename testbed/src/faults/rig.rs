@@ -4,7 +4,7 @@
 //!  writers ──▶ PostgreSQL ◀── proxy ── relay ── proxy ──▶ Kafka ──▶ consumer ──▶ effects, in the same database
 //!                             (three seats: one leads, one stands by, one is free)
 //! ```
-//! A relay that is to die at a point is started in the free seat, and leadership is handed to it.
+//! Leadership is handed from one seat to another in `leadership`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,18 +27,19 @@ use crate::workload::{self, EVENT_TYPE, SCHEMA};
 const TOPIC: &str = "steps";
 const PARTITIONS: i32 = 3;
 const WRITERS: usize = 6;
-const SEATS: usize = 3;
+pub(super) const SEATS: usize = 3;
 /// Small, so that what piled up is read in many pages.
 const PAGE_ROWS: &str = "25";
 /// Most of what a relay logs is one line per event: not that.
 const LOG: &str = "info,outbox_relay::save=warn";
 /// For a relay to lead, after anything that heals.
-const LEAD_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LEAD_LIMIT: Duration = Duration::from_secs(30);
 /// For a relay to end in order.
-const END_LIMIT: Duration = Duration::from_secs(15);
+pub(super) const END_LIMIT: Duration = Duration::from_secs(15);
 /// For the outbox to drain, and for the consumer to follow.
 const DRAIN_LIMIT: Duration = Duration::from_mins(1);
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// For records beyond what the broker had called the end. What is missing then is lost.
+const LATE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The outbox and everything around it.
 pub(super) struct Rig {
@@ -61,16 +62,7 @@ pub(super) struct Seat {
     pub(super) database: Proxy,
     pub(super) broker: Proxy,
     /// Started with failpoints: not to be used after its episode.
-    armed: bool,
-}
-
-/// A relay with failpoints that was given the leadership.
-pub(super) struct Armed {
-    pub(super) seat: usize,
-    /// The other one, which stands by.
-    pub(super) standby: usize,
-    /// When it was found dead, if it did not live to lead.
-    pub(super) died_at: Option<Instant>,
+    pub(super) armed: bool,
 }
 
 impl Rig {
@@ -145,96 +137,11 @@ impl Rig {
         &self.superuser
     }
 
-    // ------------------------------------------------------------------------------------------------------- leadership
-
-    /// Which seat holds the leader lock: asked of the server, so that a relay that stands still is known too. None if none does, or
-    /// if the server does not answer.
-    pub(super) async fn leader(&self) -> Option<usize> {
-        let ports: Vec<i32> = sqlx::query_scalar(
-            "SELECT a.client_port FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-             WHERE l.locktype = 'advisory' AND l.granted AND a.usename = 'relay' AND a.datname = current_database()",
-        )
-        .fetch_all(&self.superuser)
-        .await
-        .ok()?;
-        let owned =
-            |seat: &Seat| ports.iter().any(|port| u16::try_from(*port).is_ok_and(|p| seat.database.owns(p)));
-        self.seats.iter().position(owned)
-    }
-
-    /// Waits until one leads.
-    pub(super) async fn leading(&self) -> Result<usize> {
-        self.other_leads(None, LEAD_LIMIT).await
-    }
-
-    /// Waits until one leads, and not this one.
-    pub(super) async fn other_leads(&self, than: Option<usize>, limit: Duration) -> Result<usize> {
-        let begun = Instant::now();
-        loop {
-            match self.leader().await {
-                Some(leader) if Some(leader) != than => return Ok(leader),
-                _ => ensure!(begun.elapsed() < limit, "no relay leads after {limit:?}"),
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
-    /// The server ends the session that holds the leader lock. False if there was none.
-    pub(super) async fn end_lock_session(&self) -> Result<bool> {
-        let ended: i64 = sqlx::query_scalar(
-            "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-             WHERE l.locktype = 'advisory' AND l.granted AND a.usename = 'relay' AND a.datname = current_database()",
-        )
-        .fetch_one(&self.superuser)
-        .await
-        .context("end the session of the leader lock")?;
-        Ok(ended > 0)
-    }
-
-    /// Starts a relay with these failpoints in the free seat, and hands leadership to it: the leader is asked to end, while the
-    /// standby stands still and so cannot be quicker.
-    pub(super) async fn arm(&mut self, failpoints: &str) -> Result<Armed> {
-        let leader = self.leading().await?;
-        let free = self.seats.iter().position(|seat| !seat.relay.running()).context("no seat is free")?;
-        let standby = (0..SEATS).find(|seat| *seat != leader && *seat != free).context("nobody stands by")?;
-        self.seats[free].armed = true;
-        let armed = &self.seats[free].relay;
-        armed.start_with(&[("FAILPOINTS".to_owned(), failpoints.to_owned())])?;
-        armed.wait_ready().await?;
-        let paused = &self.seats[standby].relay;
-        paused.pause()?;
-        let handed_over = self.hand_over(leader, free).await;
-        paused.resume()?;
-        Ok(Armed { seat: free, standby, died_at: handed_over? })
-    }
-
-    async fn hand_over(&self, from: usize, to: usize) -> Result<Option<Instant>> {
-        let status = self.seats[from].relay.terminate(END_LIMIT).await?;
-        ensure!(
-            status.success(),
-            "{} was asked to end and did so with {status}",
-            self.seats[from].relay.name()
-        );
-        let begun = Instant::now();
-        loop {
-            if !self.seats[to].relay.running() {
-                return Ok(Some(Instant::now()));
-            }
-            if self.seats[to].relay.stopped() || self.leader().await == Some(to) {
-                return Ok(None);
-            }
-            ensure!(begun.elapsed() < LEAD_LIMIT, "leadership was given up, and nobody took it");
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
     // ---------------------------------------------------------------------------------------------------------- healing
 
     /// Everything runs again as at the beginning: parts, proxies, one relay that leads and one that stands by.
     pub(super) async fn heal(&mut self) -> Result<()> {
-        // Parts that were not touched do not mind.
-        self.kafka.resume().ok();
-        self.registry.resume().ok();
+        self.mend_parts().await?;
         for seat in &mut self.seats {
             seat.database.heal();
             seat.broker.heal();
@@ -256,6 +163,20 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.leading().await.map(|_| ())
+    }
+
+    /// A fault that was broken off can leave a part stopped, or down.
+    async fn mend_parts(&self) -> Result<()> {
+        if self.postgres.pid().is_err() {
+            self.postgres.restart().await.context("start PostgreSQL again")?;
+        }
+        if self.kafka.resume().is_err() {
+            self.kafka.restart().await.context("start the broker again")?;
+        }
+        if self.registry.resume().is_err() {
+            self.registry.restart().await.context("start the registry again")?;
+        }
+        Ok(())
     }
 
     /// Relays with failpoints end.
@@ -294,20 +215,6 @@ impl Rig {
         Ok(())
     }
 
-    /// Whether one relay knows that it leads, and one that it does not: a leader that was replaced takes its time to find out.
-    async fn in_order(&self) -> bool {
-        let (mut leading, mut standing_by) = (0, 0);
-        for Seat { relay, .. } in self.seats.iter().filter(|seat| seat.relay.running()) {
-            // One that is just starting does not answer.
-            match relay.metric("relay_leader").await.ok().flatten() {
-                Some(1.0) => leading += 1,
-                Some(_) if relay.wait_ready().await.is_ok() => standing_by += 1,
-                _ => return false,
-            }
-        }
-        (leading, standing_by) == (1, 1)
-    }
-
     // --------------------------------------------------------------------------------------------------------- the books
 
     /// Waits until an event that was begun after this moment is readable.
@@ -340,7 +247,13 @@ impl Rig {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.consumer.caught_up(DRAIN_LIMIT).await
+        self.consumer.caught_up(DRAIN_LIMIT).await?;
+        // A broker that has just come back can name an end that is behind what it has acknowledged.
+        let begun = Instant::now();
+        while self.books().in_flight() > 0 && begun.elapsed() < LATE_LIMIT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     /// A COMMIT whose answer is missing has happened if its rows are there. No session from before is left that could still do it:
