@@ -39,6 +39,8 @@ const REQUEST_MAX_BYTES: usize = 16 * 1024 * 1024;
 const TOPIC_MAX_BYTES_DEFAULT: usize = 1_048_588;
 /// A record's share of its batch beyond key, value and headers; generous.
 const RECORD_OVERHEAD_BYTES: usize = 200;
+/// Longer than any RFC 3339 time to the nanosecond.
+const TIME_BYTES_MAX: usize = 64;
 /// Names and lengths of the headers.
 const HEADERS_BYTES: usize = 250;
 
@@ -424,9 +426,11 @@ impl Publisher {
 }
 
 fn headers(kind: &Kind, record: &Record<'_>) -> anyhow::Result<OwnedHeaders> {
-    let (mut id, mut time) = ([0; uuid::fmt::Hyphenated::LENGTH], [0; 64]);
+    let (mut id, mut time) = ([0; uuid::fmt::Hyphenated::LENGTH], [0; TIME_BYTES_MAX]);
     let id: &str = record.event_id.hyphenated().encode_lower(&mut id);
-    let written = record.created_at.format_into(&mut &mut time[..], &Rfc3339)?;
+    let mut unwritten = &mut time[..];
+    record.created_at.format_into(&mut unwritten, &Rfc3339)?;
+    let written = TIME_BYTES_MAX - unwritten.len();
     let time = std::str::from_utf8(&time[..written])?;
     let own = [
         Some((header::CE_ID, id)),
