@@ -1,127 +1,14 @@
-//! Stripe's objects: what is kept of them, and how they look on the wire (fields and order as in Stripe's answers).
-//!
-//! A [`Snapshot`] is an object at one moment. Answers are kept as snapshots and rendered when they are sent: the same
-//! snapshot always gives the same bytes, and a kept answer costs a fraction of its text.
+//! Stripe's objects on the wire: fields and order as in Stripe's answers.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::held;
-use crate::ids;
-use crate::scenario::{Decline, TestMethod};
-
-/// A PaymentIntent: what never changes, and what does.
-#[derive(Debug)]
-pub(crate) struct Intent {
-    pub(crate) id: Arc<str>,
-    /// Position in the order of creation.
-    pub(crate) sequence: usize,
-    pub(crate) created: i64,
-    pub(crate) terms: Terms,
-    pub(crate) live: Mutex<Live>,
-}
-
-/// What a PaymentIntent was created with.
-#[derive(Debug)]
-pub(crate) struct Terms {
-    pub(crate) amount: i64,
-    pub(crate) currency: Arc<str>,
-    pub(crate) capture_method: &'static str,
-    pub(crate) confirmation_method: &'static str,
-    /// None if the caller listed payment method types itself.
-    pub(crate) allow_redirects: Option<&'static str>,
-    pub(crate) customer: Option<Box<str>>,
-    pub(crate) description: Option<Box<str>>,
-    pub(crate) receipt_email: Option<Box<str>>,
-    pub(crate) setup_future_usage: Option<&'static str>,
-    pub(crate) statement_descriptor: Option<Box<str>>,
-    pub(crate) statement_descriptor_suffix: Option<Box<str>>,
-    pub(crate) metadata: BTreeMap<Box<str>, Box<str>>,
-}
-
-/// The part of a PaymentIntent that requests contend for.
-#[derive(Debug)]
-pub(crate) struct Live {
-    pub(crate) state: State,
-    /// A confirmation is with the issuer: other changes must wait.
-    pub(crate) busy: bool,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct State {
-    pub(crate) status: Status,
-    pub(crate) method: Option<Method>,
-    pub(crate) latest_charge: Option<Arc<Charge>>,
-    /// The declined charge behind `last_payment_error`.
-    pub(crate) failure: Option<Arc<Charge>>,
-    pub(crate) canceled_at: Option<i64>,
-    pub(crate) cancellation_reason: Option<&'static str>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Status {
-    RequiresPaymentMethod,
-    RequiresConfirmation,
-    RequiresAction,
-    Processing,
-    Succeeded,
-    Canceled,
-}
-
-/// A payment method made from a test token: it has an id of its own, as at Stripe.
-#[derive(Debug, Clone)]
-pub(crate) struct Method {
-    pub(crate) id: Arc<str>,
-    pub(crate) created: i64,
-    pub(crate) test: &'static TestMethod,
-}
-
-/// One attempt to take the money.
-#[derive(Debug)]
-pub(crate) struct Charge {
-    pub(crate) id: Arc<str>,
-    pub(crate) created: i64,
-    pub(crate) method: Method,
-    /// None if the money was taken.
-    pub(crate) decline: Option<Decline>,
-}
-
-/// A PaymentIntent at one moment.
-#[derive(Debug, Clone)]
-pub(crate) struct Snapshot {
-    pub(crate) intent: Arc<Intent>,
-    pub(crate) state: State,
-}
-
-/// Which ids are replaced by their objects (`expand[]`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Expand {
-    pub(crate) latest_charge: bool,
-    pub(crate) payment_method: bool,
-}
-
-impl Status {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::RequiresPaymentMethod => "requires_payment_method",
-            Self::RequiresConfirmation => "requires_confirmation",
-            Self::RequiresAction => "requires_action",
-            Self::Processing => "processing",
-            Self::Succeeded => "succeeded",
-            Self::Canceled => "canceled",
-        }
-    }
-}
-
-impl Method {
-    pub(crate) fn new(test: &'static TestMethod, now: i64) -> Self {
-        Self { id: ids::new("pm_").into(), created: now, test }
-    }
-}
+use super::declines::words;
+use super::ids;
+use super::objects::{Charge, Expand, Intent, Method, Snapshot, Status, Terms};
+use crate::scenario::{Action, Statement, Verdict};
 
 /// The PaymentIntent on the wire.
 #[derive(Debug, Serialize)]
@@ -174,23 +61,33 @@ struct AutomaticBody {
     enabled: bool,
 }
 
-impl Intent {
-    pub(crate) fn snapshot(self: &Arc<Self>) -> Snapshot {
-        Snapshot { intent: Arc::clone(self), state: held(&self.live).state.clone() }
+/// What is said to have been taken, and in which currency.
+fn stated(terms: &Terms, statement: Statement, taken: i64) -> (i64, &str) {
+    match statement {
+        Statement::OtherAmount if taken > 0 => (taken + 1, &terms.currency),
+        Statement::OtherCurrency if taken > 0 => {
+            (taken, if &*terms.currency == "eur" { "usd" } else { "eur" })
+        }
+        Statement::True | Statement::OtherAmount | Statement::OtherCurrency => (taken, &terms.currency),
     }
 }
 
 impl Snapshot {
+    fn stated(&self) -> (i64, &str) {
+        let taken = self.state.latest_charge.as_ref().map_or(0, |charge| charge.taken);
+        stated(&self.intent.terms, self.state.statement, taken)
+    }
+
     pub(crate) fn body(&self, expand: Expand) -> IntentBody<'_> {
         let (intent, terms, state) = (&self.intent, &self.intent.terms, &self.state);
-        let succeeded = state.status == Status::Succeeded;
+        let (received, currency) = self.stated();
         IntentBody {
             id: &intent.id,
             object: "payment_intent",
             amount: terms.amount,
             amount_capturable: 0,
             amount_details: json!({ "tip": {} }),
-            amount_received: if succeeded { terms.amount } else { 0 },
+            amount_received: received,
             application: None,
             application_fee_amount: None,
             automatic_payment_methods: terms
@@ -202,24 +99,27 @@ impl Snapshot {
             client_secret: ids::client_secret(&intent.id),
             confirmation_method: terms.confirmation_method,
             created: intent.created,
-            currency: &terms.currency,
+            currency,
             customer: terms.customer.as_deref(),
             customer_account: None,
             description: terms.description.as_deref(),
             excluded_payment_method_types: None,
             last_payment_error: state.failure.as_deref().map(Charge::last_payment_error),
             latest_charge: state.latest_charge.as_deref().map(|charge| {
-                if expand.latest_charge { charge.body(intent) } else { charge.id.as_ref().into() }
+                if expand.latest_charge {
+                    charge.body(intent, state.statement)
+                } else {
+                    charge.id.as_ref().into()
+                }
             }),
             livemode: false,
             metadata: &terms.metadata,
-            next_action: (state.status == Status::RequiresAction).then(
-                || json!({ "type": "use_stripe_sdk", "use_stripe_sdk": { "type": "three_d_secure_redirect" } }),
-            ),
+            next_action: self.next_action(),
             on_behalf_of: None,
-            payment_method: state.method.as_ref().map(|method| {
-                if expand.payment_method { method.body() } else { method.id.as_ref().into() }
-            }),
+            payment_method: state
+                .method
+                .as_ref()
+                .map(|method| if expand.payment_method { method.body() } else { method.id.as_ref().into() }),
             payment_method_configuration_details: None,
             payment_method_options: json!({ "card": {
                 "installments": null, "mandate_options": null, "network": null, "request_three_d_secure": "automatic",
@@ -236,6 +136,23 @@ impl Snapshot {
             transfer_data: None,
             transfer_group: None,
         }
+    }
+}
+
+impl Snapshot {
+    fn next_action(&self) -> Option<Value> {
+        if self.state.status != Status::RequiresAction {
+            return None;
+        }
+        let verdict = self.state.method.as_ref().map(|method| method.test.course.verdict);
+        Some(if verdict == Some(Verdict::Action(Action::Redirect)) {
+            json!({
+                "type": "redirect_to_url",
+                "redirect_to_url": { "return_url": null, "url": "https://hooks.stripe.com/redirect/authenticate" },
+            })
+        } else {
+            json!({ "type": "use_stripe_sdk", "use_stripe_sdk": { "type": "three_d_secure_redirect" } })
+        })
     }
 }
 
@@ -284,7 +201,7 @@ fn billing_details() -> Value {
 
 impl Charge {
     fn last_payment_error(&self) -> Value {
-        let Some(words) = self.decline.map(Decline::words) else { return Value::Null };
+        let Some(words) = self.decline.map(words) else { return Value::Null };
         let mut error = json!({
             "charge": &*self.id,
             "code": words.code,
@@ -303,14 +220,15 @@ impl Charge {
         error
     }
 
-    fn body(&self, intent: &Intent) -> Value {
+    fn body(&self, intent: &Intent, statement: Statement) -> Value {
         let (terms, paid) = (&intent.terms, self.decline.is_none());
-        let words = self.decline.map(Decline::words);
+        let (captured, currency) = stated(terms, statement, self.taken);
+        let words = self.decline.map(words);
         json!({
             "id": &*self.id,
             "object": "charge",
             "amount": terms.amount,
-            "amount_captured": if paid { terms.amount } else { 0 },
+            "amount_captured": captured,
             "amount_refunded": 0,
             "application": null,
             "application_fee": null,
@@ -320,7 +238,7 @@ impl Charge {
             "calculated_statement_descriptor": null,
             "captured": paid,
             "created": self.created,
-            "currency": &*terms.currency,
+            "currency": currency,
             "customer": &terms.customer,
             "description": &terms.description,
             "disputed": false,
