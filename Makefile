@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test bench-relay lint sql stop clean setup
+.PHONY: help demo run faults test bench-relay bench-executor lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -21,10 +21,10 @@ SEED ?= 1
 PG ?= 18
 export PAYMENT_OUTBOX_POSTGRES := $(PG)
 
-# What `make faults` does. The relay has its failpoints in tests alone.
+# What `make faults` does. Relay and executor have their failpoints in tests alone.
 FAMILY ?= relay
 EPISODES ?= 200
-FAILPOINTS := --features outbox-relay/failpoints
+FAILPOINTS := --features outbox-relay/failpoints,executor/failpoints
 
 # What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
 EVENTS ?= 1000000
@@ -32,6 +32,10 @@ RATES ?= 100,1000,3000
 SECONDS ?= 20
 SAVES ?= 100000
 PEER ?=
+
+# What `make bench-executor` does unless it is told otherwise, SECONDS included.
+ORDERS ?= 20000
+ORDER_RATES ?= 100,300
 
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
@@ -64,6 +68,10 @@ bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES=
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
 		--saves $(SAVES) $(if $(PEER),--peer $(PEER))
+
+bench-executor: setup ## Measure the executor: results per second, request to result, cost (ORDERS= ORDER_RATES= SECONDS=)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-executor --orders $(ORDERS) --rates $(ORDER_RATES) --seconds $(SECONDS)
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

@@ -31,6 +31,7 @@ use uuid::Uuid;
 use crate::{
     config::{Config, LEASE_MARGIN},
     course::{self, Known, Next, Reason},
+    failpoints,
     group::{Group, NotWritten},
     metrics::Metrics,
     psp::{Answer, Call, Operation, Order, Psp, Psps},
@@ -232,7 +233,9 @@ impl Executor {
                 self.lost(&claimed);
                 return;
             }
-            let answer = psp.send(call, &claimed.order).await;
+            failpoints::reached("E1");
+            let answer = failpoints::called(psp.send(call, &claimed.order)).await;
+            failpoints::reached("E3");
             self.observe(&claimed, &*psp, call, &answer);
             let reference = answer.reference.clone().or_else(|| claimed.reference.take());
             let expired = OffsetDateTime::now_utc() >= claimed.order.expires_at;

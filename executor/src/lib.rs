@@ -26,6 +26,7 @@
 pub mod config;
 pub mod course;
 pub mod executor;
+mod failpoints;
 pub mod group;
 pub mod intake;
 pub mod metrics;

@@ -23,6 +23,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
+    failpoints,
     psp::code,
     store::{Finished, results},
 };
@@ -217,6 +218,7 @@ pub async fn record(
         let results =
             transaction(&pool, move |tx| Box::pin(async move { record_round(tx, &ladder, batch).await }))
                 .await?;
+        failpoints::reached("E7");
         for (n, result) in round.into_iter().zip(results) {
             recorded[n] = Some(result);
         }
@@ -242,8 +244,10 @@ async fn record_round(
     }
     let changes: Vec<Change> = pairs.iter().map(|(_, change)| change.clone()).collect();
     let new = results::insert_results(tx, &changes).await?;
+    failpoints::reached("E4");
     append(tx, &pairs, &new).await?;
     results::apply(tx, &changes).await?;
+    failpoints::committing(tx).await?;
     let recorded = |(standing, change): (&Standing, Change)| Recorded {
         event: change.result.filter(|_| new.contains(&change.event_id)),
         state: change.standing.map_or(standing.state, |moved| moved.state),

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use testbed::bench::executor::{self, Bench as ExecutorBench};
 use testbed::bench::{self, Bench, Peer};
 use testbed::demo::{self, Demo};
 use testbed::faults::{self, Family, Faults};
@@ -91,6 +92,18 @@ enum Command {
         #[arg(long)]
         peer: Option<Peer>,
     },
+    /// Measure the executor: results per second over a backlog, and from a request to its result.
+    BenchExecutor {
+        /// Payment orders of a backlog.
+        #[arg(long, default_value_t = 20_000)]
+        orders: u32,
+        /// Requests per second at which latency is measured; the last line tells that of the last.
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 300])]
+        rates: Vec<u32>,
+        /// Seconds at each rate.
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+    },
     /// Run a query and print its result as a table.
     Sql {
         /// The database: `payments` or `executor`.
@@ -148,6 +161,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::BenchRelay { events, rates, seconds, saves, peer } => {
             return benchmark(&Bench { events, rates, seconds, saves, peer }).await;
+        }
+        Command::BenchExecutor { orders, rates, seconds } => {
+            return benchmark_executor(&ExecutorBench { orders, rates, seconds }).await;
         }
         Command::Sql { db, role, query } => {
             let stack =
@@ -210,6 +226,19 @@ async fn benchmark(bench: &Bench) -> Result<ExitCode> {
         eprintln!("\ntestbed: broken off; stopping what was started");
     };
     let Some(report) = bench::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
+    println!("{}", report.table);
+    println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The last line on stdout is what was measured, as JSON.
+async fn benchmark_executor(bench: &ExecutorBench) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(report) = executor::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
     println!("{}", report.table);
     println!("{}", report.json());
     Ok(ExitCode::SUCCESS)
