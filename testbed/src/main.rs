@@ -200,22 +200,34 @@ async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
 async fn hurt(faults: &Faults) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let say = |line: &str| println!("{line}");
-    let outcome = tokio::select! {
-        outcome = faults::run(faults, &say) => outcome?,
+    let hurting = async {
+        Ok::<_, anyhow::Error>(match faults.family {
+            Family::Relay => {
+                let faults::Outcome { report, kept } = faults::run(faults, &say).await?;
+                (report.json(), report.table, report.broken, kept)
+            }
+            Family::Executor => {
+                let faults::executor::Outcome { report, kept } = faults::executor::run(faults, &say).await?;
+                (report.json(), report.table, report.broken, kept)
+            }
+        })
+    };
+    let (json, table, broken, kept) = tokio::select! {
+        outcome = hurting => outcome?,
         () = signals.received() => {
             eprintln!("\ntestbed: broken off; stopping what was started");
             return Ok(ExitCode::from(130));
         }
     };
-    println!("\n{}", outcome.report.table);
-    for broken in &outcome.report.broken {
-        println!("BROKEN  {broken}");
+    println!("\n{table}");
+    for line in &broken {
+        println!("BROKEN  {line}");
     }
-    if let Some(folder) = outcome.kept {
+    if let Some(folder) = kept {
         println!("logs are in {}", folder.display());
     }
-    println!("{}", outcome.report.json());
-    Ok(if outcome.report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{json}");
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The last line on stdout is what was measured, as JSON.

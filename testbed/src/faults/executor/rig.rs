@@ -1,0 +1,417 @@
+//! Executors to be hurt: parts of their own, and three of them that reach everything through proxies of their own.
+//!
+//! ```text
+//!  asker ──▶ Kafka ◀── proxy ── executor ── proxy ──▶ PSP simulator
+//!                                  │ proxy
+//!                                  ▼
+//!                              PostgreSQL ◀── relay ──▶ Kafka (results)
+//! ```
+//! Each executor is a static member of its consumer group: one that comes back has its partitions at once, as in an installation.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use uuid::Uuid;
+
+use super::asker::Asker;
+use super::books::{Books, Taken};
+use crate::oracle::books::{Charge, OutboxEvent, PspResult};
+use crate::processes::{Service, Spec, binary, run_once};
+use crate::proxy::Proxy;
+use crate::requests::{Asked, Requests};
+use crate::stack::home::Home;
+use crate::stack::{Door, Kafka, OWNER, Postgres, Registry, Server, TestDatabase, free_port};
+use crate::topic::Topics;
+
+const CATALOGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema/events.toml");
+const REQUESTS: &str = "payment-order-requests";
+const RESULTS: &str = "psp-result-updates";
+pub(super) const SEATS: usize = 3;
+/// How long an executor waits for the PSP, and how long its claims last: as short as may be, so that an episode is short.
+pub(super) const PSP_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const LEASE: Duration = Duration::from_millis(1_600);
+/// How long the simulator takes over its slow tokens.
+const SLOW: &str = "300ms";
+const LADDER: &str = "300ms,500ms,1s,1s,2s,2s,5s,5s,10s,30s,60s";
+const READY_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(15);
+/// For every order to come to an end, and for every event to be published.
+const REST_LIMIT: Duration = Duration::from_mins(2);
+const LEDGER_PAGE: usize = 5_000;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Executors and everything around them.
+pub(super) struct Rig {
+    pub(super) postgres: Postgres,
+    pub(super) kafka: Kafka,
+    pub(super) simulator: Service,
+    pub(super) seats: Vec<Seat>,
+    pub(super) asker: Asker,
+    registry: Registry,
+    relay: Service,
+    database: TestDatabase,
+    superuser: PgPool,
+    client: reqwest::Client,
+    /// The ledger as far as it was read.
+    ledger: Vec<Charge>,
+    /// What was seen besides, for the line of the episode.
+    notes: Vec<String>,
+}
+
+/// A place for an executor. Its addresses stay.
+pub(super) struct Seat {
+    pub(super) executor: Service,
+    pub(super) database: Proxy,
+    pub(super) broker: Proxy,
+    pub(super) psp: Proxy,
+    /// Started with failpoints: not to be used after its episode.
+    armed: bool,
+}
+
+impl Rig {
+    /// Starts everything. The asker is held.
+    pub(super) async fn start(home: &Home, folder: &Path, seed: u64) -> Result<Rig> {
+        let (mut brokers, mut doors) = (Vec::new(), Vec::new());
+        for _ in 0..SEATS {
+            let port = free_port()?;
+            let proxy = Proxy::start(port).await?;
+            doors.push(Door { port, advertised: proxy.port() });
+            brokers.push(proxy);
+        }
+        let (postgres, kafka, registry) = tokio::try_join!(
+            Postgres::private("faults-executor-postgres"),
+            Kafka::private_behind("faults-executor-kafka", doors),
+            Registry::private("faults-executor-registry"),
+        )?;
+        let database = postgres.database("executor").await?;
+        let plan = Plan { home, folder, database: &database, kafka: &kafka, registry: &registry };
+        plan.set_up().await?;
+        let simulator_port = free_port()?;
+        let simulator = plan.simulator(simulator_port)?;
+        let relay = plan.relay()?;
+        let mut seats = Vec::new();
+        for (number, broker) in (1..).zip(brokers) {
+            let database = Proxy::start(postgres.server().port).await?;
+            let psp = Proxy::start(simulator_port).await?;
+            let executor = plan.executor(number, [&database, &broker, &psp])?;
+            seats.push(Seat { executor, database, broker, psp, armed: false });
+        }
+        for service in seats.iter().map(|seat| &seat.executor).chain([&simulator, &relay]) {
+            service.start()?;
+        }
+        let requests = Requests::new(&kafka.bootstrap(), &registry.url(), REQUESTS).await?;
+        let superuser = PgPoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy(&database.url("postgres"))
+            .context("the superuser's pool")?;
+        let mut rig = Rig {
+            asker: Asker::start(requests, seed),
+            postgres,
+            kafka,
+            simulator,
+            seats,
+            registry,
+            relay,
+            database,
+            superuser,
+            client: reqwest::Client::builder().no_proxy().timeout(READY_LIMIT).build()?,
+            ledger: Vec::new(),
+            notes: Vec::new(),
+        };
+        rig.simulator.wait_ready().await?;
+        rig.relay.wait_ready().await?;
+        rig.heal().await?;
+        Ok(rig)
+    }
+
+    /// What was seen besides since the last time.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Starts the executor of a seat anew, with these failpoints.
+    pub(super) async fn arm(&mut self, seat: usize, failpoints: &str) -> Result<()> {
+        let seat = &mut self.seats[seat];
+        let status = seat.executor.terminate(END_LIMIT).await?;
+        ensure!(status.success(), "{} was asked to end and did so with {status}", seat.executor.name());
+        seat.armed = true;
+        seat.executor.start_with(&[("FAILPOINTS".to_owned(), failpoints.to_owned())])
+    }
+
+    /// Everything runs again as at the beginning.
+    pub(super) async fn heal(&mut self) -> Result<()> {
+        // Parts that were not touched do not mind.
+        self.kafka.resume().ok();
+        self.simulator.resume().ok();
+        for seat in &mut self.seats {
+            for proxy in [&seat.database, &seat.broker, &seat.psp] {
+                proxy.heal();
+            }
+            if seat.executor.stopped() {
+                seat.executor.resume()?;
+            }
+            if std::mem::take(&mut seat.armed) && seat.executor.running() {
+                seat.executor.terminate(END_LIMIT).await?;
+            }
+            if !seat.executor.running() {
+                if let Some(status) =
+                    seat.executor.ended().filter(|status| status.code().is_some_and(|code| code != 0))
+                {
+                    self.notes.push(format!("{} had ended ({status})", seat.executor.name()));
+                }
+                seat.executor.start()?;
+            }
+        }
+        if !self.relay.running() {
+            self.relay.start()?;
+        }
+        let services = self.seats.iter().map(|seat| &seat.executor).chain([&self.relay]);
+        futures::future::try_join_all(services.map(Service::wait_ready)).await?;
+        ensure!(self.simulator.running(), "the simulator has ended, and the ledger with it");
+        Ok(())
+    }
+
+    /// Calls to the PSP that are written down as begun; 0 while the database does not answer.
+    pub(super) async fn open_calls(&self) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED'")
+            .fetch_one(&self.superuser)
+            .await
+            .unwrap_or(0)
+    }
+
+    /// From this moment until an order that was asked for after it had a result.
+    pub(super) async fn back_after(&self, moment: Instant, limit: Duration) -> Option<Duration> {
+        let begun = Instant::now();
+        while begun.elapsed() < limit {
+            let ids = self.asker.after(moment);
+            let found: Result<bool, _> = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT FROM executor.psp_results WHERE payment_order_id = ANY ($1))",
+            )
+            .bind(&ids)
+            .fetch_one(&self.superuser)
+            .await;
+            if found.is_ok_and(|found| found) {
+                return Some(moment.elapsed());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        None
+    }
+
+    /// Holds the asker, and waits until every order has come to an end and every event is published.
+    pub(super) async fn come_to_rest(&self) -> Result<()> {
+        self.asker.hold().await?;
+        let asked = i64::try_from(self.asker.count())?;
+        let begun = Instant::now();
+        loop {
+            let (ended, open, pending): (i64, i64, i64) = sqlx::query_as(
+                "SELECT count(*) FILTER (WHERE state IN ('SETTLED', 'REVIEW')),
+                        count(*) FILTER (WHERE state NOT IN ('SETTLED', 'REVIEW')), (SELECT count(*) FROM outbox.pending)
+                 FROM executor.inbox",
+            )
+            .fetch_one(&self.superuser)
+            .await
+            .context("ask what is left to do")?;
+            if ended >= asked && open == 0 && pending == 0 {
+                return Ok(());
+            }
+            ensure!(
+                begun.elapsed() < REST_LIMIT,
+                "of {asked} orders {ended} have ended after {REST_LIMIT:?}; {open} are open, {pending} events pending"
+            );
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The books of these orders.
+    pub(super) async fn books(&mut self, asked: Vec<Asked>) -> Result<Books> {
+        self.read_ledger().await?;
+        let ids: Vec<Uuid> = asked.iter().map(|asked| asked.payment_order_id).collect();
+        let keys: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+        let wanted: std::collections::HashSet<&str> = keys.iter().map(String::as_str).collect();
+        let charges = (self.ledger.iter())
+            .filter(|charge| charge.payment_order_id.as_deref().is_some_and(|order| wanted.contains(order)))
+            .cloned()
+            .collect();
+        let inbox: Vec<Taken> = sqlx::query_as(
+            "SELECT payment_order_id, state,
+                    (SELECT count(*) FROM executor.psp_attempts a
+                     WHERE a.payment_order_id = i.payment_order_id AND a.status = 'STARTED') AS open_attempts
+             FROM executor.inbox i WHERE payment_order_id = ANY ($1)",
+        )
+        .bind(&ids)
+        .fetch_all(&self.superuser)
+        .await
+        .context("read the inbox")?;
+        let results: Vec<PspResult> =
+            sqlx::query_as("SELECT * FROM executor.psp_results WHERE payment_order_id = ANY ($1)")
+                .bind(&ids)
+                .fetch_all(&self.superuser)
+                .await
+                .context("read the results")?;
+        let outbox: Vec<OutboxEvent> =
+            sqlx::query_as("SELECT * FROM outbox.events WHERE aggregate_id = ANY ($1) ORDER BY id")
+                .bind(&keys)
+                .fetch_all(&self.superuser)
+                .await
+                .context("read the outbox")?;
+        Ok(Books { asked, charges, inbox, results, outbox, topic: None })
+    }
+
+    /// Everything there is, whoever it belongs to, and the whole topic.
+    pub(super) async fn all_books(&mut self) -> Result<Books> {
+        let topics = Topics { bootstrap: self.kafka.bootstrap(), registry_url: self.registry.url() };
+        let topic = Some(topics.read(RESULTS).await?);
+        let asked = self.asker.since(0);
+        self.read_ledger().await?;
+        let inbox: Vec<Taken> = sqlx::query_as(
+            "SELECT payment_order_id, state, coalesce(open, 0) AS open_attempts FROM executor.inbox
+             LEFT JOIN (SELECT payment_order_id, count(*) AS open FROM executor.psp_attempts
+                        WHERE status = 'STARTED' GROUP BY 1) AS a USING (payment_order_id)",
+        )
+        .fetch_all(&self.superuser)
+        .await
+        .context("read the inbox")?;
+        let results: Vec<PspResult> = sqlx::query_as("SELECT * FROM executor.psp_results")
+            .fetch_all(&self.superuser)
+            .await
+            .context("read the results")?;
+        let outbox: Vec<OutboxEvent> = sqlx::query_as("SELECT * FROM outbox.events ORDER BY id")
+            .fetch_all(&self.superuser)
+            .await
+            .context("read the outbox")?;
+        Ok(Books { asked, charges: self.ledger.clone(), inbox, results, outbox, topic })
+    }
+
+    /// Results of these orders that the resolver has brought.
+    pub(super) async fn resolved(&self, asked: &[Asked]) -> Result<i64> {
+        let ids: Vec<Uuid> = asked.iter().map(|asked| asked.payment_order_id).collect();
+        sqlx::query_scalar(
+            "SELECT count(*) FROM executor.psp_results WHERE payment_order_id = ANY ($1) AND source = 'RESOLVER'",
+        )
+        .bind(&ids)
+        .fetch_one(&self.superuser)
+        .await
+        .context("count what was resolved")
+    }
+
+    async fn read_ledger(&mut self) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Page {
+            charges: Vec<Charge>,
+            has_more: bool,
+        }
+        loop {
+            let (base, after) = (self.simulator.admin_url(), self.ledger.len());
+            let url = format!("{base}/simulator/ledger?after={after}&limit={LEDGER_PAGE}");
+            let answer = self.client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+            let page: Page = answer.context("ask for the ledger")?.json().await.context("read the ledger")?;
+            self.ledger.extend(page.charges);
+            if !page.has_more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Ends everything of ours in order: an error if a process does not.
+    pub(super) async fn end(self) -> Result<()> {
+        self.superuser.close().await;
+        for service in self.seats.iter().map(|seat| &seat.executor).chain([&self.relay, &self.simulator]) {
+            let status = service.terminate(END_LIMIT).await?;
+            ensure!(status.success(), "{} ended with {status}", service.name());
+        }
+        drop(self.database);
+        Ok(())
+    }
+}
+
+/// What the processes are made from.
+struct Plan<'a> {
+    home: &'a Home,
+    folder: &'a Path,
+    database: &'a TestDatabase,
+    kafka: &'a Kafka,
+    registry: &'a Registry,
+}
+
+impl Plan<'_> {
+    async fn set_up(&self) -> Result<()> {
+        fs::create_dir_all(self.folder).context("create the folder of the logs")?;
+        let owner = [("DATABASE_URL".to_owned(), self.database.url(OWNER))];
+        let setup = [
+            ("KAFKA_BOOTSTRAP".to_owned(), self.kafka.bootstrap()),
+            ("SCHEMA_REGISTRY_URL".to_owned(), self.registry.url()),
+            ("EVENTS".to_owned(), CATALOGUE.to_owned()),
+        ];
+        let (relay, executor) = (binary("outbox-relay")?, binary("executor")?);
+        let outbox = ["migrate", "--writer", "executor", "--relay", "relay", "--reader", "operator"];
+        tokio::try_join!(run_once(&relay, &outbox, &owner), run_once(&relay, &["setup"], &setup))?;
+        run_once(&executor, &["migrate", "--service", "executor", "--reader", "operator"], &owner).await?;
+        Ok(())
+    }
+
+    fn simulator(&self, port: u16) -> Result<Service> {
+        let listen = format!("127.0.0.1:{port}");
+        let given = [("LISTEN", listen.clone()), ("SLOW", SLOW.to_owned())];
+        self.service("psp-simulator", binary("psp-simulator")?, &[], &given, format!("http://{listen}/livez"))
+    }
+
+    fn relay(&self) -> Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let given = [
+            ("DATABASE_URL", self.database.url("relay")),
+            ("KAFKA_BOOTSTRAP", self.kafka.bootstrap()),
+            ("SCHEMA_REGISTRY_URL", self.registry.url()),
+            ("EVENTS", CATALOGUE.to_owned()),
+            ("EVENT_SOURCE", "/executor".to_owned()),
+            ("ADMIN_LISTEN", admin.clone()),
+        ];
+        self.service("relay", binary("outbox-relay")?, &["run"], &given, format!("http://{admin}/readyz"))
+    }
+
+    fn executor(&self, number: usize, [database, broker, psp]: [&Proxy; 3]) -> Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let name = format!("executor-{number}");
+        let milliseconds = |time: Duration| format!("{}ms", time.as_millis());
+        let given = [
+            ("DATABASE_URL", Server { port: database.port() }.url("executor", &self.database.name)),
+            ("KAFKA_BOOTSTRAP", format!("127.0.0.1:{}", broker.port())),
+            ("KAFKA_PROPERTIES", format!("group.instance.id={name}")),
+            ("SCHEMA_REGISTRY_URL", self.registry.url()),
+            ("STRIPE_BASE_URL", format!("http://127.0.0.1:{}", psp.port())),
+            ("STRIPE_SECRET_KEY", "sk_test_local".to_owned()),
+            ("PSP_TIMEOUT", milliseconds(PSP_TIMEOUT)),
+            ("LEASE", milliseconds(LEASE)),
+            ("RESOLVE_AFTER", "200ms".to_owned()),
+            ("RESOLVE_THEN", LADDER.to_owned()),
+            ("CONCURRENCY", "16".to_owned()),
+            ("DATABASE_POOL_SIZE", "4".to_owned()),
+            ("ADMIN_LISTEN", admin.clone()),
+        ];
+        self.service(&name, binary("executor")?, &["run"], &given, format!("http://{admin}/readyz"))
+    }
+
+    fn service(
+        &self,
+        name: &str,
+        program: PathBuf,
+        arguments: &[&str],
+        given: &[(&str, String)],
+        ready_url: String,
+    ) -> Result<Service> {
+        let spec = Spec {
+            name: name.to_owned(),
+            program,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            environment: given.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            ready_url,
+        };
+        Service::new(self.home, self.folder, spec)
+    }
+}
