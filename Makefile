@@ -16,6 +16,8 @@ PAYMENTS ?= 2000
 RATE ?= 200
 KILLS ?= 3
 SEED ?= 1
+# What the PSPs do to payments: plain, or hostile (three executors, both PSPs, every scenario, webhooks full of tricks).
+SCENARIO ?= plain
 
 # Which PostgreSQL the real parts have: 18, or 15, the oldest that the outbox works on.
 PG ?= 18
@@ -45,9 +47,9 @@ export DB Q
 help: ## List what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
 
-demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (PAYMENTS= RATE= KILLS= SEED=)
+demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (SCENARIO= PAYMENTS= RATE= KILLS= SEED=)
 	@$(CARGO) build --workspace --bins
-	exec $(TESTBED) demo --payments $(PAYMENTS) --rate $(RATE) --kills $(KILLS) --seed $(SEED)
+	exec $(TESTBED) demo --scenario $(SCENARIO) --payments $(PAYMENTS) --rate $(RATE) --kills $(KILLS) --seed $(SEED)
 
 run: setup ## Start everything, print every address, and stay until Ctrl-C
 	@$(CARGO) build --workspace --bins

@@ -16,9 +16,11 @@ const TEXT_MAX_CHARS: usize = 255;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Psp {
-    /// Stripe, the one that the executor has an adapter for.
+    /// Stripe.
     #[default]
     Stripe,
+    /// Adyen.
+    Adyen,
 }
 
 impl Psp {
@@ -26,6 +28,7 @@ impl Psp {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stripe => "STRIPE",
+            Self::Adyen => "ADYEN",
         }
     }
 }

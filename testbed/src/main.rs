@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use testbed::bench::executor::{self, Bench as ExecutorBench};
 use testbed::bench::{self, Bench, Peer};
-use testbed::demo::{self, Demo};
+use testbed::demo::{self, Demo, Scenario};
 use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
@@ -52,6 +52,9 @@ enum Command {
         /// Draws the payments, and the moments of the kills.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// What the PSPs do to payments.
+        #[arg(long, value_enum, default_value = "plain")]
+        scenario: Scenario,
         /// Keep logs and books even if all goes well.
         #[arg(long)]
         keep: bool,
@@ -153,8 +156,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
             print(&stack);
         }
         Command::Run => run::run().await?,
-        Command::Demo { payments, rate, kills, seed, keep } => {
-            return demonstrate(&Demo { payments, rate, kills, seed, stall_broker: true, keep }).await;
+        Command::Demo { payments, rate, kills, seed, scenario, keep } => {
+            return demonstrate(&Demo { payments, rate, kills, seed, scenario, stall_broker: true, keep })
+                .await;
         }
         Command::Faults { family, episodes, seed, only, keep } => {
             return hurt(&Faults { family, episodes, seed, only, keep }).await;

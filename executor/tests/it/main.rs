@@ -4,6 +4,7 @@
 
 mod atomicity;
 mod claims;
+mod crowd;
 mod doubt;
 mod outcomes;
 mod requests;

@@ -22,8 +22,6 @@ use crate::requests::{Asked, Requests};
 const WARM_UP_SECONDS: u32 = 2;
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// A row with a lower id can become visible later than one with a higher: for so long such a one is looked for.
-const LATE_MAX: Duration = Duration::from_millis(500);
 
 /// What latency was at a rate.
 #[derive(Clone, Copy, Debug)]
@@ -70,42 +68,33 @@ pub(super) async fn measure(rate: u32, seconds: u32, site: &Site, requests: &Req
     evaluate(rate, count, &asked[usize::try_from(ahead)?..], &readable, &committed)
 }
 
-/// When each order's event was first seen, once there are so many new ones.
+/// When each order's event was first seen, once there are so many new ones: what is visible now and was not at the last look.
 async fn watch_results(mut session: PgConnection, orders: usize) -> Result<HashMap<Uuid, Instant>> {
     for setting in ["SET plan_cache_mode = force_generic_plan", "SET enable_seqscan = off"] {
         sqlx::query(setting).execute(&mut session).await.context(setting)?;
     }
-    let mut low: i64 = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM outbox.events")
+    let mut snapshot: String = sqlx::query_scalar("SELECT pg_current_snapshot()::text")
         .fetch_one(&mut session)
         .await
-        .context("the newest event")?;
+        .context("the first snapshot")?;
     let mut seen: HashMap<Uuid, Instant> = HashMap::with_capacity(orders);
-    // Ids that were seen a moment ago: the lowest of them is where the next look begins.
-    let mut recent: Vec<(i64, Instant)> = Vec::new();
     let mut last = Instant::now();
     while seen.len() < orders {
-        let rows: Vec<(i64, String)> =
-            sqlx::query_as("SELECT id, aggregate_id FROM outbox.events WHERE id > $1 ORDER BY id")
-                .bind(low)
-                .fetch_all(&mut session)
-                .await
-                .context("look for results")?;
+        let (now_visible, found): (String, Vec<String>) = sqlx::query_as(
+            "SELECT pg_current_snapshot()::text,
+                    array(SELECT aggregate_id FROM outbox.events WHERE xid >= pg_snapshot_xmin($1::pg_snapshot)
+                          AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot))",
+        )
+        .bind(&snapshot)
+        .fetch_one(&mut session)
+        .await
+        .context("look for results")?;
         let now = Instant::now();
-        for (id, order) in rows {
-            let order = Uuid::try_parse(&order).context("an aggregate id")?;
-            if let std::collections::hash_map::Entry::Vacant(new) = seen.entry(order) {
-                new.insert(now);
-                recent.push((id, now));
-                last = now;
-            }
+        snapshot = now_visible;
+        for order in found {
+            seen.entry(Uuid::try_parse(&order).context("an aggregate id")?).or_insert(now);
+            last = now;
         }
-        recent.retain(|&(id, at)| {
-            let old = now - at > LATE_MAX;
-            if old {
-                low = low.max(id);
-            }
-            !old
-        });
         if last.elapsed() > ARRIVAL_LIMIT {
             bail!("{} of {orders} results after {} s of silence", seen.len(), ARRIVAL_LIMIT.as_secs());
         }

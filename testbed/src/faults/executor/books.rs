@@ -323,6 +323,7 @@ mod tests {
             event_id: id(event),
             psp_status: status.into(),
             psp_reference: Some(reference.into()),
+            error_code: None,
         });
         books.outbox.push(OutboxEvent {
             id: row,
