@@ -7,9 +7,9 @@
 //!                                      │          │
 //!                                      └─ record ◀┘   result + event in one transaction ─▶ outbox ─▶ (relay) psp-result-updates
 //! ```
-//! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`]; [`resolver`]
-//! takes up what was left in doubt; [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`]
-//! the group commit.
+//! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`], in one
+//! [`lane`] per PSP with a [`breaker`]; [`resolver`] takes up what was left in doubt; [`record`] is the one way in for results. [`psp`]
+//! holds the adapters, [`store`] all SQL, [`group`] the group commit.
 //!
 //! What happens if the process dies
 //! - E1, before a call: the attempt is written down, nothing was sent. The lease runs out; the resolver looks the payment up, or sends
@@ -23,12 +23,14 @@
 //!
 //! Before all this, a request that is not in the inbox yet is still on the topic: offsets are committed after the database.
 
+pub mod breaker;
 pub mod config;
 pub mod course;
 pub mod executor;
 mod failpoints;
 pub mod group;
 pub mod intake;
+pub mod lane;
 pub mod metrics;
 pub mod psp;
 pub mod record;
@@ -48,7 +50,6 @@ use crate::{
     executor::{Executor, Pace},
     intake::Intake,
     metrics::Metrics,
-    psp::{Psps, stripe::Stripe},
     store::Queue,
 };
 
@@ -63,13 +64,7 @@ pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()>
 /// Carries out payment orders until asked to stop.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate()?;
-    let stripe = Stripe::new(
-        &config.stripe_base_url,
-        &config.stripe_secret_key,
-        config.psp_timeout,
-        config.concurrency + config.resolve_concurrency,
-    )?;
-    let psps = Psps::new([Arc::new(stripe) as Arc<dyn psp::Psp>]);
+    let psps = config.psps.build(config.psp_timeout, config.concurrency + config.resolve_concurrency)?;
     let registry = admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
     let metrics = Metrics::new(&registry, &psps)?;
     let readiness = admin::Readiness::default();
@@ -82,7 +77,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let decoder = Decoder::new(Arc::new(Registry::new(&config.registry.schema_registry_url)?))?;
     let parts = (pool.clone(), psps.clone(), metrics.clone());
     let intake = Intake::new(&config, decoder, parts, Arc::clone(&wake), shutdown.clone())?;
-    let executor = Executor::new(&config, pool.clone(), psps, metrics.clone(), shutdown.clone());
+    let executor = Executor::new(&config, pool.clone(), &psps, metrics.clone(), shutdown.clone());
     let pace = Pace {
         queue: Queue::Queued,
         concurrency: config.concurrency,
