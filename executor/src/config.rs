@@ -7,6 +7,8 @@ use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
 use clap::{Args, Subcommand};
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::{clock::Clock, webhooks::settings::WebhookConfig};
+
 /// What the process is to do.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
@@ -81,6 +83,12 @@ pub struct Config {
         value_parser = humantime::parse_duration
     )]
     pub resolve_then: Vec<Duration>,
+    /// What PSPs tell by themselves.
+    #[command(flatten)]
+    pub webhooks: WebhookConfig,
+    /// What time it is.
+    #[arg(skip)]
+    pub clock: Clock,
 }
 
 /// How much longer than the PSP timeout a lease must be: room for the statement that comes before the call.
@@ -104,6 +112,7 @@ impl Config {
             (1..=4096).contains(&self.resolve_concurrency),
             "RESOLVE_CONCURRENCY must be between 1 and 4096"
         );
+        self.webhooks.validate()?;
         ensure!(self.ladder().len() <= 100, "RESOLVE_THEN must have less than 100 steps");
         let key = self.stripe_secret_key.expose_secret();
         ensure!(!key.is_empty(), "STRIPE_SECRET_KEY is empty");

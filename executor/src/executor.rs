@@ -29,6 +29,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     config::{Config, LEASE_MARGIN},
     course::{self, Known, Next, Reason},
     group::{Group, NotWritten},
@@ -48,6 +49,7 @@ const WRITERS: usize = 2;
 /// Everything that carrying out an order needs. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Executor {
+    clock: Clock,
     pool: PgPool,
     psps: Psps,
     metrics: Metrics,
@@ -100,11 +102,21 @@ impl Executor {
             let pool = to_advance.clone();
             async move { store::advance(&pool, lease, needed, psp_timeout, &group).await }
         });
-        let (ladder, to_record): (Arc<[Duration]>, _) = (config.ladder().into(), pool.clone());
+        let (ladder, to_record) = (record::Ladder::of(config), pool.clone());
         let findings = Group::start("results", WRITERS, &shutdown, move |group| {
-            record::record(to_record.clone(), Arc::clone(&ladder), group)
+            record::record(to_record.clone(), ladder.clone(), group)
         });
-        Self { pool, psps, metrics, shutdown, lease, psp_timeout, advances, findings }
+        Self {
+            clock: config.clock.clone(),
+            pool,
+            psps,
+            metrics,
+            shutdown,
+            lease,
+            psp_timeout,
+            advances,
+            findings,
+        }
     }
 
     /// Claims and carries out orders until asked to stop; then finishes the calls in flight.
@@ -173,7 +185,13 @@ impl Executor {
         let (claim, lease_end) = (Uuid::now_v7(), Instant::now() + self.lease);
         transaction(&self.pool, move |tx| {
             Box::pin(async move {
-                let candidates = store::lock_due(tx, queue, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+                let candidates = store::lock_due(
+                    tx,
+                    queue,
+                    i64::try_from(limit).unwrap_or(i64::MAX),
+                    executor.clock.ahead(),
+                )
+                .await?;
                 if candidates.is_empty() {
                     return Ok(vec![]);
                 }
@@ -195,15 +213,11 @@ impl Executor {
         let turn = match self.psps.get(&order.psp) {
             // It was taken in when there was an adapter.
             None => Turn::Concluded(Outcome::Later { failed: true }),
-            Some(psp) => match course::first(known, psp.capabilities(), OffsetDateTime::now_utc()) {
+            Some(psp) => match course::first(known, psp.capabilities(), self.clock.now()) {
                 Next::Call(operation) => Turn::of(psp, operation, &order, reference.as_deref()),
-                Next::Conclude(status, reason) => Turn::Concluded(result(
-                    &order,
-                    status,
-                    reason,
-                    reference.clone(),
-                    OffsetDateTime::now_utc(),
-                )),
+                Next::Conclude(status, reason) => {
+                    Turn::Concluded(result(&order, status, reason, reference.clone(), self.clock.now()))
+                }
                 Next::Nothing => Turn::Concluded(Outcome::Nothing),
                 Next::Later => Turn::Concluded(Outcome::Later { failed: true }),
             },
@@ -235,7 +249,7 @@ impl Executor {
             let answer = psp.send(call, &claimed.order).await;
             self.observe(&claimed, &*psp, call, &answer);
             let reference = answer.reference.clone().or_else(|| claimed.reference.take());
-            let expired = OffsetDateTime::now_utc() >= claimed.order.expires_at;
+            let expired = self.clock.now() >= claimed.order.expires_at;
             let next = course::next(call.operation, &answer, &mut reason, expired);
             let obtained_at = answer.obtained_at;
             let answered = Finished { attempt_id: started.attempt_id, answer };

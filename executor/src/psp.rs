@@ -4,7 +4,7 @@
 //! follows from a verdict is the same for every PSP (`course`).
 
 pub mod stripe;
-mod stripe_outcomes;
+pub(crate) mod stripe_outcomes;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 

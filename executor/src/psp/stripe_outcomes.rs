@@ -92,7 +92,7 @@ pub(super) fn read(http_status: u16, body: &[u8], order: &Order) -> Answer {
 }
 
 /// What a PaymentIntent means.
-fn intent(intent: &Value, order: &Order) -> Answer {
+pub(crate) fn intent(intent: &Value, order: &Order) -> Answer {
     let (Some("payment_intent"), Some(id)) = (intent["object"].as_str(), intent["id"].as_str()) else {
         return Answer::new(Verdict::Unclear)
             .error(code::PSP_UNREADABLE, "the answer is not a PaymentIntent");
