@@ -174,7 +174,7 @@ pub(super) fn meaning(event: &Value, order: &Order, ours: Option<i64>) -> Meanin
         // The money was promised and did not come: a contradiction, if success was recorded.
         ("CAPTURE_FAILED" | "EXPIRE" | "OFFER_CLOSED", true) => {
             let reason = item["reason"].as_str().unwrap_or_default();
-            Meaning::Evidence(of(Verdict::Cancelled, original).error(&format!("adyen:{kind}"), reason))
+            Meaning::Evidence(of(Verdict::Cancelled, original).error(&kind.to_lowercase(), reason))
         }
         ("PENDING", _) => Meaning::Hint(of(Verdict::Processing, own)),
         _ => Meaning::Nothing,
@@ -190,10 +190,10 @@ fn mismatch(item: &Value, order: &Order, ours: Option<i64>) -> Option<String> {
     Some(format!("the PSP says {value:?} {currency:?}, expected {ours:?} {}", order.currency))
 }
 
-/// A refusal with its reason, which is a text here and has no code.
+/// A refusal with its reason, which is a text here: the number that answers have beside it is missing.
 fn refused(answer: Answer, item: &Value) -> Answer {
     let reason = item["reason"].as_str().unwrap_or_default();
-    answer.error("adyen:refused", reason)
+    answer.error("refused", reason)
 }
 
 #[cfg(test)]
@@ -368,14 +368,14 @@ mod tests {
         assert_eq!(told("AUTHORISATION", "true", 1130, "EUR"), psp1("Succeeded", "None"));
         assert_eq!(told("AUTHORISATION", "true", 1131, "EUR"), mismatch);
         assert_eq!(told("AUTHORISATION", "true", 1130, "USD"), mismatch);
-        assert_eq!(told("AUTHORISATION", "false", 1130, "EUR"), psp1("Cancelled", "Some(\"adyen:refused\")"));
+        assert_eq!(told("AUTHORISATION", "false", 1130, "EUR"), psp1("Cancelled", "Some(\"refused\")"));
         for kind in ["CANCELLATION", "TECHNICAL_CANCEL"] {
             assert_eq!(told(kind, "true", 0, ""), "Cancelled Some(\"ORIG1\") Some(\"CANCELLED\")");
             assert_eq!(told(kind, "false", 0, ""), "");
         }
         assert_eq!(
             told("CAPTURE_FAILED", "true", 0, ""),
-            "Cancelled Some(\"ORIG1\") Some(\"adyen:CAPTURE_FAILED\")"
+            "Cancelled Some(\"ORIG1\") Some(\"capture_failed\")"
         );
         assert_eq!(told("PENDING", "true", 0, ""), "hint Processing");
         for kind in ["CAPTURE", "REFUND", "CHARGEBACK", "REPORT_AVAILABLE", "OF_2030", ""] {

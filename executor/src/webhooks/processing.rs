@@ -530,3 +530,153 @@ fn pause(tries: i32) -> Duration {
     let doublings = u32::try_from(tries.clamp(0, 16)).unwrap_or(0);
     AGAIN_FIRST.saturating_mul(1 << doublings).min(AGAIN_MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use serde_json::json;
+
+    use super::*;
+
+    const RULES: Rules =
+        Rules { orphans_for: Duration::from_mins(10), retention: Duration::from_hours(1), live: false };
+
+    fn known(state: State) -> Known {
+        Known {
+            order: Order {
+                payment_order_id: Uuid::nil(),
+                psp: "STRIPE".into(),
+                amount_minor: 1234,
+                currency: "EUR".into(),
+                payment_method: SecretString::from("pm_card_visa"),
+                merchant_reference: "m".into(),
+                expires_at: OffsetDateTime::UNIX_EPOCH,
+            },
+            state,
+            held: false,
+            successful: false,
+            failed: vec![],
+            traceparent: String::new(),
+        }
+    }
+
+    fn stored(kind: &str, status: &str) -> Stored {
+        let decline = json!({"code": "card_declined", "decline_code": "lost_card", "message": "no"});
+        let event = json!({"id": "evt_1", "livemode": false, "type": kind, "data": {"object": {
+            "object": "payment_intent", "id": "pi_1", "status": status, "amount": 1234, "currency": "eur",
+            "amount_received": if status == "succeeded" { 1234 } else { 0 },
+            "last_payment_error": if status == "requires_payment_method" { decline } else { Value::Null }}}});
+        Stored {
+            webhook_id: 1,
+            psp: "STRIPE".into(),
+            event_type: kind.into(),
+            payment_order_id: Some(Uuid::nil()),
+            body: event.to_string().into_bytes(),
+            received_at: OffsetDateTime::UNIX_EPOCH,
+            tries: 0,
+        }
+    }
+
+    fn decided(stored: &Stored, known: Option<&Known>) -> Turn {
+        decide(stored, known, &Psps::new([]), RULES, OffsetDateTime::UNIX_EPOCH)
+    }
+
+    /// R record, W wake, a again, k known.
+    fn letter(turn: &Turn) -> char {
+        match turn {
+            Turn::Record(_) => 'R',
+            Turn::Wake(_) => 'W',
+            Turn::Again => 'a',
+            Turn::Done(Outcome::Known) => 'k',
+            Turn::Done(_) => '-',
+        }
+    }
+
+    #[test]
+    fn what_follows_depends_on_how_the_order_stands() {
+        let with = |state, change: fn(&mut Known)| {
+            let mut order = known(state);
+            change(&mut order);
+            order
+        };
+        // succeeded, canceled, processing, payment_failed.
+        let rows = [
+            (known(State::Queued), "RRWW"),
+            (known(State::Resolving), "RRWW"),
+            // Its process is gone.
+            (known(State::InFlight), "RRWW"),
+            // A call is under way: it is about to say the same, and more.
+            (with(State::InFlight, |k| k.held = true), "Raaa"),
+            // Settled as paid: what contradicts is recorded, what was overtaken is not.
+            (with(State::Settled, |k| k.successful = true), "RRkR"),
+            (with(State::Settled, |k| k.failed = vec![Some("pi_1".into())]), "Rkkk"),
+            // It failed under another reference, or under none.
+            (with(State::Settled, |k| k.failed = vec![None, Some("pi_2".into())]), "RRkk"),
+            (known(State::Review), "RRkk"),
+        ];
+        let events = [
+            stored("payment_intent.succeeded", "succeeded"),
+            stored("payment_intent.canceled", "canceled"),
+            stored("payment_intent.processing", "processing"),
+            stored("payment_intent.payment_failed", "requires_payment_method"),
+        ];
+        for (order, expected) in rows {
+            let found: String = events.iter().map(|event| letter(&decided(event, Some(&order)))).collect();
+            assert_eq!(found, expected, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn a_result_says_what_the_event_says() {
+        let result = |kind, status, order: &Known| match decided(&stored(kind, status), Some(order)) {
+            Turn::Record(result) => result,
+            other => panic!("{other:?}"),
+        };
+        let open = known(State::Resolving);
+        let paid = result("payment_intent.succeeded", "succeeded", &open);
+        assert_eq!((paid.psp_status, paid.psp_reference.as_deref()), (PspStatus::Successful, Some("pi_1")));
+        assert_eq!((paid.error_code, paid.event_time), (None, OffsetDateTime::UNIX_EPOCH));
+        let cancelled = result("payment_intent.canceled", "canceled", &open);
+        assert_eq!((cancelled.psp_status, cancelled.error_code.as_deref()), (PspStatus::Failed, Some(code::CANCELLED)));
+        let mut settled = known(State::Settled);
+        settled.successful = true;
+        let late = result("payment_intent.payment_failed", "requires_payment_method", &settled);
+        assert_eq!((late.psp_status, late.error_code.as_deref()), (PspStatus::Failed, Some("card_declined/lost_card")));
+        let mut cheap = known(State::Resolving);
+        cheap.order.amount_minor = 1;
+        let mismatch = result("payment_intent.succeeded", "succeeded", &cheap);
+        assert_eq!((mismatch.psp_status, mismatch.error_code.as_deref()), (PspStatus::Unknown, Some(code::AMOUNT_MISMATCH)));
+    }
+
+    #[test]
+    fn what_is_not_ours_changes_nothing() {
+        let open = known(State::Resolving);
+        let event = || stored("payment_intent.succeeded", "succeeded");
+        let mut live = event();
+        live.body = String::from_utf8(live.body).unwrap().replace("\"livemode\":false", "\"livemode\":true").into_bytes();
+        let rows = [
+            (live, Outcome::WrongMode),
+            (stored("charge.succeeded", "succeeded"), Outcome::Ignored),
+            (Stored { payment_order_id: None, ..event() }, Outcome::Unrelated),
+            (Stored { body: b"not json".to_vec(), ..event() }, Outcome::Unreadable),
+            (Stored { event_type: String::new(), ..event() }, Outcome::Unreadable),
+        ];
+        for (stored, outcome) in rows {
+            assert_eq!(decided(&stored, Some(&open)), Turn::Done(outcome));
+        }
+        let mut other = known(State::Resolving);
+        other.order.psp = "ADYEN".into();
+        assert_eq!(decided(&event(), Some(&other)), Turn::Done(Outcome::Unrelated));
+    }
+
+    #[test]
+    fn an_event_waits_for_its_order_for_a_while() {
+        let event = stored("payment_intent.succeeded", "succeeded");
+        for (seconds, turn) in [(0, Turn::Again), (599, Turn::Again), (600, Turn::Done(Outcome::UnknownOrder))] {
+            let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            assert_eq!(decide(&event, None, &Psps::new([]), RULES, now), turn, "{seconds}");
+        }
+        let pauses: Vec<u128> = [0, 1, 2, 8, 30, i32::MAX].map(|tries| pause(tries).as_millis()).to_vec();
+        assert_eq!(pauses, [250, 500, 1000, 60_000, 60_000, 60_000]);
+    }
+}

@@ -5,6 +5,10 @@
 mod atomicity;
 mod claims;
 mod doubt;
+mod expiry;
 mod outcomes;
 mod requests;
+mod secrets;
 mod setup;
+mod webhooks;
+mod webhooks_refused;
