@@ -1,22 +1,20 @@
-//! Idempotency keys as in Stripe's API v1.
+//! Idempotency keys: one table per PSP, as their keys know nothing of each other.
 //!
-//! The first answer of a request that began to execute is kept, 402 and 500 included, and given again to every later
+//! The first answer of a request that began to execute is kept, whatever its status, and given again to every later
 //! request with its key. What never began to execute (a parameter that is refused, a request that collides with
-//! another) leaves no trace: its [`Ticket`] is dropped unfinished. Keys are forgotten after 24 hours.
+//! another) leaves no trace: its [`Ticket`] is dropped unfinished. When a key's lifetime is over, counted from its
+//! first request, it is forgotten, and the same request executes anew.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use crate::held;
 
-/// Stripe's limit on the length of a key.
-pub(crate) const MAX_KEY_LENGTH: usize = 255;
-const LIFETIME_SECONDS: i64 = 24 * 60 * 60;
-
 /// The keys that are known, with the answers given for them.
 #[derive(Debug)]
 pub(crate) struct Idempotency<T> {
     keys: Mutex<Keys<T>>,
+    lifetime_seconds: i64,
     capacity: usize,
 }
 
@@ -61,11 +59,12 @@ pub(crate) struct Ticket<T> {
 }
 
 impl<T> Idempotency<T> {
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self { keys: Mutex::new(Keys { by_key: HashMap::new(), by_age: VecDeque::new() }), capacity }
+    pub(crate) fn new(lifetime_seconds: i64, capacity: usize) -> Self {
+        let keys = Mutex::new(Keys { by_key: HashMap::new(), by_age: VecDeque::new() });
+        Self { keys, lifetime_seconds, capacity }
     }
 
-    /// Looks the key up and, when it is new, reserves it, in one step.
+    /// Looks the key up and, when it is new, reserves it, in one step. `now` is in seconds since 1970.
     pub(crate) fn begin(
         self: &Arc<Self>,
         key: &str,
@@ -74,7 +73,8 @@ impl<T> Idempotency<T> {
         now: i64,
     ) -> Begin<T> {
         let mut keys = held(&self.keys);
-        keys.forget(now);
+        keys.forget(now - self.lifetime_seconds);
+        keys.expire(key, now - self.lifetime_seconds);
         if let Some(entry) = keys.by_key.get(key) {
             if &*entry.endpoint != endpoint {
                 return Begin::OtherEndpoint(entry.endpoint.clone());
@@ -98,11 +98,22 @@ impl<T> Idempotency<T> {
 }
 
 impl<T> Keys<T> {
-    fn forget(&mut self, now: i64) {
-        while self.by_age.front().is_some_and(|(started_at, _)| now - started_at >= LIFETIME_SECONDS) {
+    /// Makes room: what is first in line and was started at `horizon` or before.
+    fn forget(&mut self, horizon: i64) {
+        while self.by_age.front().is_some_and(|(started_at, _)| *started_at <= horizon) {
             if let Some((_, key)) = self.by_age.pop_front() {
-                self.by_key.remove(&key);
+                self.expire(&key, horizon);
             }
+        }
+    }
+
+    /// A slow request finishes behind later ones, so age decides here, and not the place in the line. What is still
+    /// executing stays.
+    fn expire(&mut self, key: &str, horizon: i64) {
+        let old =
+            self.by_key.get(key).is_some_and(|entry| entry.answer.is_some() && entry.started_at <= horizon);
+        if old {
+            self.by_key.remove(key);
         }
     }
 }
@@ -134,9 +145,10 @@ mod tests {
     use super::*;
 
     const PRINT: [u8; 32] = [1; 32];
+    const DAY_SECONDS: i64 = 24 * 60 * 60;
 
     fn table(capacity: usize) -> Arc<Idempotency<u32>> {
-        Arc::new(Idempotency::new(capacity))
+        Arc::new(Idempotency::new(DAY_SECONDS, capacity))
     }
 
     fn execute(begin: Begin<u32>) -> Ticket<u32> {
@@ -147,13 +159,24 @@ mod tests {
     }
 
     #[test]
-    fn the_first_answer_is_replayed_until_a_day_has_passed() {
+    fn the_first_answer_is_replayed_until_its_lifetime_is_over() {
         let table = table(9);
         execute(table.begin("k", "/a", PRINT, 1000)).finish(Arc::new(7));
-        let almost = 1000 + LIFETIME_SECONDS - 1;
+        let almost = 1000 + DAY_SECONDS - 1;
         assert!(matches!(table.begin("k", "/a", PRINT, almost), Begin::Replay(answer) if *answer == 7));
         execute(table.begin("k", "/a", PRINT, almost + 1)).finish(Arc::new(8));
         assert!(matches!(table.begin("k", "/a", PRINT, almost + 2), Begin::Replay(answer) if *answer == 8));
+    }
+
+    #[test]
+    fn a_key_that_took_long_to_finish_expires_with_its_age() {
+        let table = table(9);
+        let slow = execute(table.begin("slow", "/a", PRINT, 0));
+        execute(table.begin("quick", "/a", PRINT, DAY_SECONDS - 1)).finish(Arc::new(1));
+        assert!(matches!(table.begin("slow", "/a", PRINT, DAY_SECONDS), Begin::InFlight));
+        slow.finish(Arc::new(7));
+        let again = table.begin("slow", "/a", PRINT, DAY_SECONDS);
+        assert!(matches!(again, Begin::Execute(_)), "{again:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::held;
+use crate::scenario::Psp;
 
 /// One charge.
 #[derive(Debug, Serialize)]
@@ -18,11 +19,18 @@ pub(crate) struct Charge {
     pub(crate) sequence: usize,
     #[serde(rename = "charge_id", serialize_with = "text")]
     pub(crate) id: Arc<str>,
-    pub(crate) psp: &'static str,
+    pub(crate) psp: Psp,
+    /// The PSP's reference of the payment: the PaymentIntent's id, or Adyen's pspReference.
+    #[serde(serialize_with = "text")]
+    pub(crate) reference: Arc<str>,
+    /// The same under the name that it had when Stripe was alone here.
     #[serde(serialize_with = "text")]
     pub(crate) payment_intent: Arc<str>,
+    /// Stripe's `metadata[payment_order_id]`, Adyen's `reference`.
     pub(crate) payment_order_id: Option<Box<str>>,
+    /// What was taken, as the PSP counts: its exponent of a currency can differ from ISO 4217.
     pub(crate) amount_minor: i64,
+    /// As it was sent: Stripe's are lower case.
     #[serde(serialize_with = "text")]
     pub(crate) currency: Arc<str>,
     #[serde(serialize_with = "rfc3339")]
@@ -53,13 +61,14 @@ pub(crate) struct Page {
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     pub(crate) charges: usize,
-    /// Different payment orders charged.
+    /// Different payment orders charged, whoever charged them.
     pub(crate) payment_orders: usize,
-    /// Payment orders charged more than once.
+    /// Payment orders charged more than once, by one PSP or by both.
     pub(crate) double_charged: usize,
     /// Charges that name no payment order.
     pub(crate) without_payment_order: usize,
     pub(crate) amount_minor_by_currency: BTreeMap<String, i128>,
+    pub(crate) charges_by_psp: BTreeMap<&'static str, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +81,7 @@ struct Book {
     double_charged: usize,
     without_payment_order: usize,
     amounts: BTreeMap<String, i128>,
+    by_psp: BTreeMap<&'static str, usize>,
 }
 
 impl Ledger {
@@ -88,7 +98,12 @@ impl Ledger {
             }
             None => book.without_payment_order += 1,
         }
-        *book.amounts.entry(charge.currency.to_string()).or_default() += i128::from(charge.amount_minor);
+        let amount = i128::from(charge.amount_minor);
+        match book.amounts.get_mut(&*charge.currency) {
+            Some(total) => *total += amount,
+            None => drop(book.amounts.insert(charge.currency.to_string(), amount)),
+        }
+        *book.by_psp.entry(charge.psp.name()).or_default() += 1;
         book.charges.push(Arc::new(charge));
     }
 
@@ -108,6 +123,7 @@ impl Ledger {
             double_charged: book.double_charged,
             without_payment_order: book.without_payment_order,
             amount_minor_by_currency: book.amounts.clone(),
+            charges_by_psp: book.by_psp.clone(),
         }
     }
 }

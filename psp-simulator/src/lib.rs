@@ -1,20 +1,20 @@
-//! A payment service provider for development: it speaks Stripe's wire protocol for PaymentIntents, fails on demand as
-//! networks and issuers do, and keeps a ledger of every charge that it really made.
+//! Payment service providers for development: Stripe and Adyen, by their wire protocols. They fail on demand as networks
+//! and issuers do, and a ledger has every charge that was really made.
 //!
 //! ```text
-//!  request ──▶ server ──▶ api ──────────▶ idempotency ──▶ params ──▶ payment_intents ──▶ ledger
-//!             (bounds)   (key, headers)   (replay?)       (valid?)   (scenario: what      (one entry
-//!                                                                     happens to it)       per charge)
-//!  answer  ◀── server ◀── api: sent, or withheld, as the scenario says ◀── answer
+//!  request ──▶ server ──▶ api ─┬▶ stripe ─┬──▶ idempotency ──▶ obstacles ──▶ PaymentIntents ─┬─▶ ledger
+//!             (bounds)         └▶ adyen ──┘    (replay?)       (lost? 429?)   or payments     │   (one entry
+//!                                                                            (scenario)      │    per charge)
+//!  answer  ◀── server ◀── delivery: sent, withheld or broken ◀── kept under its key ◀────────┘
 //! ```
 //!
 //! It shares no code with what it is used to test: a misreading of the protocol must not cancel itself out.
 //! A charge is in the ledger before its answer is given or withheld. All state is in memory and dies with the process.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
-use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -22,49 +22,59 @@ use tokio_util::task::TaskTracker;
 
 pub use crate::config::Config;
 
-mod answer;
+mod adyen;
 mod api;
+mod clock;
 mod config;
-mod errors;
-mod form;
+mod control;
+mod delivery;
 mod idempotency;
-mod ids;
 mod ledger;
 mod metrics;
-mod objects;
-mod params;
-mod payment_intents;
-mod reader;
+mod obstacles;
+mod outcome;
 mod scenario;
 mod server;
+mod stripe;
+
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// For a request's body to arrive.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything that the simulator knows.
 #[derive(Debug)]
 struct World {
     config: Config,
-    intents: payment_intents::PaymentIntents,
-    idempotency: Arc<idempotency::Idempotency<api::Stored>>,
+    clock: clock::Clock,
+    stripe: stripe::Stripe,
+    adyen: adyen::Adyen,
+    obstacles: obstacles::Obstacles,
     ledger: ledger::Ledger,
     metrics: metrics::Metrics,
     requests: Semaphore,
-    /// Slow confirmations, which go on when their client has hung up.
-    slow: TaskTracker,
+    /// What goes on when its client has hung up.
+    tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
 impl World {
     fn new(config: Config, shutdown: CancellationToken) -> anyhow::Result<Self> {
         Ok(Self {
-            intents: payment_intents::PaymentIntents::new(config.capacity),
-            // A payment takes two keys (create, confirm), and a third if it is cancelled.
-            idempotency: Arc::new(idempotency::Idempotency::new(config.capacity.saturating_mul(3))),
+            clock: clock::Clock::new(),
+            stripe: stripe::Stripe::new(config.capacity),
+            adyen: adyen::Adyen::new(config.capacity),
+            obstacles: obstacles::Obstacles::new(config.refusals, config.capacity.saturating_mul(2)),
             ledger: ledger::Ledger::default(),
             metrics: metrics::Metrics::new()?,
             requests: Semaphore::new(config.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
-            slow: TaskTracker::new(),
+            tasks: TaskTracker::new(),
             shutdown,
             config,
         })
+    }
+
+    fn desk(&self) -> outcome::Desk<'_> {
+        outcome::Desk { ledger: &self.ledger, obstacles: &self.obstacles, now: self.clock.now() }
     }
 }
 
@@ -76,11 +86,6 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     server::serve(listener, api::router(Arc::clone(&world)), shutdown).await;
     tracing::info!(charges = world.ledger.summary().charges, "psp-simulator has stopped");
     Ok(())
-}
-
-/// The simulator's clock, in seconds since 1970.
-fn now() -> i64 {
-    OffsetDateTime::now_utc().unix_timestamp()
 }
 
 /// Locks, also after a panic of another holder: no critical section here leaves half a change behind.

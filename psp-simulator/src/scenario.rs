@@ -1,185 +1,378 @@
-//! What happens to a payment, by the payment method's token.
+//! What happens to a payment, by the payment method's token: `pm_sim_<name>` at Stripe, `adyen_sim_<name>` at Adyen.
 //!
-//! [`METHODS`] is the table of tokens. Every scenario is a verdict of the issuer and a fault on the way; both are
-//! exhaustive matches, so that a new scenario has to say both.
+//! [`SCENARIOS`] is the table. A scenario is a [`Course`]: what stands in the way of the first requests, how long the
+//! issuer takes, what he says, what the answer claims of it, and how the answer travels. Both PSPs walk the same
+//! courses; how each of them words what came of it is in their folders.
 
-/// A payment method that exists here.
-#[derive(Debug)]
-pub(crate) struct TestMethod {
-    pub(crate) token: &'static str,
-    pub(crate) scenario: Scenario,
-    pub(crate) last4: &'static str,
+use serde::Serialize;
+
+/// A way for a payment to go.
+#[derive(Debug, Serialize)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) what_happens: &'static str,
+    #[serde(skip)]
+    pub(crate) only: Option<Psp>,
+    #[serde(skip)]
+    pub(crate) course: Course,
 }
 
-/// What a payment method stands for.
+/// Who is being simulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Psp {
+    Stripe,
+    Adyen,
+}
+
+/// Everything that a scenario decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scenario {
-    Succeeds,
-    Declined(Decline),
-    AuthenticationRequired,
+pub(crate) struct Course {
+    pub(crate) obstacle: Obstacle,
+    pub(crate) timing: Timing,
+    pub(crate) verdict: Verdict,
+    pub(crate) statement: Statement,
+    pub(crate) delivery: Delivery,
+}
+
+/// What the first requests of a payment meet before anything executes; the next one passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    None,
+    /// One request is never answered.
+    Lost,
+    /// The connection of one request is reset.
+    Reset,
+    /// `--refusals` requests are answered 429.
+    RateLimited,
+    /// `--refusals` requests are answered 503, with the advice to try again or not to.
+    Unavailable {
+        try_again: bool,
+    },
+}
+
+/// When the issuer answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timing {
+    AtOnce,
+    /// The PSP's answer waits for him (`--slow`).
     Slow,
-    TimeoutAfterCharge,
-    ErrorAfterCharge,
-    TimeoutBeforeCharge,
+    /// The PSP answers at once that it is waiting, and hears from him later (`--slow`).
+    Deferred(Waiting),
+}
+
+/// How a PSP says that it has no outcome yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Stripe's `processing`, Adyen's `Pending`.
     Processing,
+    /// Adyen's `Received`.
+    Received,
+    /// In a word that its documentation does not know.
+    Unheard,
 }
 
 /// What the issuer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Approved,
+    /// Half of the amount.
+    PartlyApproved,
     Declined(Decline),
-    ActionRequired,
+    /// The PSP calls the payment off.
+    CalledOff,
+    /// He wants to see the shopper: a decline off-session, an action otherwise.
+    Authenticate,
+    /// The PSP asks for an action of the shopper, whatever the request said.
+    Action(Action),
+    /// He is never asked.
+    Unasked,
 }
 
-/// What goes wrong besides.
+/// What the shopper is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
-    None,
-    /// The issuer takes its time.
-    Slow,
-    /// The answer is "processing", and the issuer's word comes later.
-    Deferred,
-    /// The first request is lost before it executes.
-    RequestLost,
-    /// The first answer is lost after its request has executed.
-    AnswerLost,
-    /// The request executes, then the PSP answers 500.
-    ServerError,
+pub(crate) enum Action {
+    Redirect,
+    Challenge,
+}
+
+/// What the PSP's answers and webhooks say of a charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Statement {
+    True,
+    /// One minor unit too much.
+    OtherAmount,
+    OtherCurrency,
+}
+
+/// How the first answer travels after its request has executed. A replay always arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    Sent,
+    /// Never answered.
+    Withheld,
+    /// The connection is reset instead.
+    Reset,
+    /// The connection ends in the middle of the body.
+    Truncated,
+    /// A proxy's page arrives instead, with status 200.
+    Garbled,
+    /// 500 instead of the outcome, and again to every replay.
+    ErrorKept,
+    /// 500 once; a replay tells the outcome.
+    ErrorOnce,
 }
 
 /// Why an issuer declines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decline {
     Generic,
+    DoNotHonor,
     InsufficientFunds,
+    VelocityExceeded,
+    TryAgainLater,
+    IssuerUnavailable,
+    ProcessingError,
     LostCard,
     StolenCard,
     ExpiredCard,
     IncorrectCvc,
-    ProcessingError,
+    Fraud,
+    NotPermitted,
+    Revoked,
+    DoNotTryAgain,
     /// Off-session, and the issuer wants to see the shopper.
     AuthenticationRequired,
-    /// The caller asked for an error instead of an action (`error_on_requires_action`).
+    /// The caller asked for an error instead of an action (Stripe's `error_on_requires_action`).
     AuthenticationNotHandled,
+    /// For a reason that no list has.
+    Unlisted,
 }
 
-/// A decline as Stripe words it.
-#[derive(Debug)]
-pub(crate) struct Words {
-    pub(crate) code: &'static str,
-    pub(crate) decline_code: Option<&'static str>,
-    pub(crate) message: &'static str,
-    pub(crate) param: Option<&'static str>,
-    pub(crate) advice_code: Option<&'static str>,
+/// Nothing goes wrong.
+pub(crate) const SUCCESS: Course = Course {
+    obstacle: Obstacle::None,
+    timing: Timing::AtOnce,
+    verdict: Verdict::Approved,
+    statement: Statement::True,
+    delivery: Delivery::Sent,
+};
+
+/// The issuer declines.
+pub(crate) const fn declined(decline: Decline) -> Course {
+    Course { verdict: Verdict::Declined(decline), ..SUCCESS }
 }
 
-const fn method(token: &'static str, scenario: Scenario, last4: &'static str) -> TestMethod {
-    TestMethod { token, scenario, last4 }
+const fn of(verdict: Verdict) -> Course {
+    Course { verdict, ..SUCCESS }
 }
 
-/// Stripe's own test tokens, and those of the simulator (`pm_sim_…`) for what Stripe has no token for.
-pub(crate) static METHODS: [TestMethod; 19] = [
-    method("pm_card_visa", Scenario::Succeeds, "4242"),
-    method("pm_card_mastercard", Scenario::Succeeds, "4444"),
-    method("pm_card_chargeDeclined", Scenario::Declined(Decline::Generic), "0002"),
-    method("pm_card_visa_chargeDeclined", Scenario::Declined(Decline::Generic), "0002"),
-    method("pm_card_chargeDeclinedInsufficientFunds", Scenario::Declined(Decline::InsufficientFunds), "9995"),
-    method(
-        "pm_card_visa_chargeDeclinedInsufficientFunds",
-        Scenario::Declined(Decline::InsufficientFunds),
-        "9995",
+const fn after(obstacle: Obstacle) -> Course {
+    Course { obstacle, ..SUCCESS }
+}
+
+const fn told(delivery: Delivery) -> Course {
+    Course { delivery, ..SUCCESS }
+}
+
+const fn stated(statement: Statement) -> Course {
+    Course { statement, ..SUCCESS }
+}
+
+const fn waiting(waiting: Waiting, verdict: Verdict) -> Course {
+    Course { timing: Timing::Deferred(waiting), verdict, ..SUCCESS }
+}
+
+const fn both(name: &'static str, course: Course, what_happens: &'static str) -> Scenario {
+    Scenario { name, what_happens, only: None, course }
+}
+
+const fn adyen(name: &'static str, course: Course, what_happens: &'static str) -> Scenario {
+    Scenario { name, what_happens, only: Some(Psp::Adyen), course }
+}
+
+/// All of them.
+pub(crate) static SCENARIOS: [Scenario; 44] = [
+    both("success", SUCCESS, "succeeds"),
+    both("decline_generic", declined(Decline::Generic), "soft decline without a reason"),
+    both("decline_do_not_honor", declined(Decline::DoNotHonor), "soft decline: do not honor"),
+    both(
+        "decline_insufficient_funds",
+        declined(Decline::InsufficientFunds),
+        "soft decline: not enough balance",
     ),
-    method("pm_card_chargeDeclinedLostCard", Scenario::Declined(Decline::LostCard), "9987"),
-    method("pm_card_visa_chargeDeclinedLostCard", Scenario::Declined(Decline::LostCard), "9987"),
-    method("pm_card_chargeDeclinedStolenCard", Scenario::Declined(Decline::StolenCard), "9979"),
-    method("pm_card_visa_chargeDeclinedStolenCard", Scenario::Declined(Decline::StolenCard), "9979"),
-    method("pm_card_chargeDeclinedExpiredCard", Scenario::Declined(Decline::ExpiredCard), "0069"),
-    method("pm_card_chargeDeclinedIncorrectCvc", Scenario::Declined(Decline::IncorrectCvc), "0127"),
-    method("pm_card_chargeDeclinedProcessingError", Scenario::Declined(Decline::ProcessingError), "0119"),
-    method("pm_card_authenticationRequired", Scenario::AuthenticationRequired, "3184"),
-    method("pm_sim_slow", Scenario::Slow, "4242"),
-    method("pm_sim_timeout_after_charge", Scenario::TimeoutAfterCharge, "4242"),
-    method("pm_sim_error_after_charge", Scenario::ErrorAfterCharge, "4242"),
-    method("pm_sim_timeout_before_charge", Scenario::TimeoutBeforeCharge, "4242"),
-    method("pm_sim_processing", Scenario::Processing, "4242"),
+    both("decline_velocity_exceeded", declined(Decline::VelocityExceeded), "soft decline: too often"),
+    both("decline_try_again_later", declined(Decline::TryAgainLater), "soft decline: try again later"),
+    both(
+        "decline_issuer_unavailable",
+        declined(Decline::IssuerUnavailable),
+        "the issuer could not be reached",
+    ),
+    both(
+        "decline_processing_error",
+        declined(Decline::ProcessingError),
+        "the acquirer failed; no money moved",
+    ),
+    both("decline_lost_card", declined(Decline::LostCard), "hard decline: lost card"),
+    both("decline_stolen_card", declined(Decline::StolenCard), "hard decline: stolen card"),
+    both("decline_expired_card", declined(Decline::ExpiredCard), "hard decline: expired card"),
+    both("decline_incorrect_cvc", declined(Decline::IncorrectCvc), "hard decline: wrong security code"),
+    both("decline_fraud", declined(Decline::Fraud), "hard decline: suspected fraud"),
+    both("decline_not_permitted", declined(Decline::NotPermitted), "hard decline: transaction not permitted"),
+    both("decline_revoked", declined(Decline::Revoked), "hard decline: the authorization was revoked"),
+    both("decline_do_not_try_again", declined(Decline::DoNotTryAgain), "hard decline: never try this again"),
+    both("decline_unlisted", declined(Decline::Unlisted), "declined with a code that is in no list"),
+    both(
+        "authentication_required",
+        of(Verdict::Authenticate),
+        "off-session (or ContAuth): declined for want of authentication; otherwise an action of the shopper",
+    ),
+    both(
+        "action_redirect",
+        of(Verdict::Action(Action::Redirect)),
+        "asks for a redirect of the shopper, also off-session; nothing is charged",
+    ),
+    both(
+        "action_challenge",
+        of(Verdict::Action(Action::Challenge)),
+        "asks for a challenge of the shopper, also off-session; nothing is charged",
+    ),
+    both(
+        "processing",
+        waiting(Waiting::Processing, Verdict::Approved),
+        "no outcome yet, then success after --slow, unless cancelled",
+    ),
+    both(
+        "processing_then_failure",
+        waiting(Waiting::Processing, Verdict::Declined(Decline::InsufficientFunds)),
+        "no outcome yet, then declined after --slow",
+    ),
+    both(
+        "unknown_status",
+        waiting(Waiting::Unheard, Verdict::Approved),
+        "answers with a status that is in no documentation, then success after --slow",
+    ),
+    both(
+        "slow",
+        Course { timing: Timing::Slow, ..SUCCESS },
+        "answers after --slow, and succeeds, also when the client has hung up",
+    ),
+    both(
+        "slow_decline",
+        Course { timing: Timing::Slow, ..declined(Decline::Generic) },
+        "answers after --slow, and declines, also when the client has hung up",
+    ),
+    both(
+        "timeout_before_charge",
+        after(Obstacle::Lost),
+        "the first request is lost before it executes and is never answered; a repetition succeeds",
+    ),
+    both(
+        "timeout_after_charge",
+        told(Delivery::Withheld),
+        "charges, then never answers; a replay tells the truth",
+    ),
+    both(
+        "reset_before_charge",
+        after(Obstacle::Reset),
+        "the connection of the first request is reset before it executes; a repetition succeeds",
+    ),
+    both(
+        "reset_after_charge",
+        told(Delivery::Reset),
+        "charges, then resets the connection; a replay tells the truth",
+    ),
+    both(
+        "truncated_after_charge",
+        told(Delivery::Truncated),
+        "charges, then breaks off in the middle of the answer; a replay tells the truth",
+    ),
+    both(
+        "garbled_after_charge",
+        told(Delivery::Garbled),
+        "charges, then answers 200 with a web page; a replay tells the truth",
+    ),
+    both(
+        "error_before_charge",
+        Course { verdict: Verdict::Unasked, ..told(Delivery::ErrorKept) },
+        "answers 500 without charging, and again to every replay of the key",
+    ),
+    both(
+        "error_after_charge",
+        told(Delivery::ErrorKept),
+        "charges, then answers 500, and again to every replay of the key",
+    ),
+    both(
+        "error_once_after_charge",
+        told(Delivery::ErrorOnce),
+        "charges, then answers 500 with the advice to try again; a replay tells the truth",
+    ),
+    both(
+        "amount_mismatch",
+        stated(Statement::OtherAmount),
+        "charges what was asked, and says that it was one minor unit more",
+    ),
+    both(
+        "currency_mismatch",
+        stated(Statement::OtherCurrency),
+        "charges what was asked, and says that it was in another currency",
+    ),
+    both(
+        "partially_authorised",
+        of(Verdict::PartlyApproved),
+        "charges half of the amount, and says so (Adyen: resultCode PartiallyAuthorised)",
+    ),
+    both("cancelled", of(Verdict::CalledOff), "the PSP cancels the payment by itself; nothing is charged"),
+    both(
+        "rate_limited",
+        after(Obstacle::RateLimited),
+        "429 for the first --refusals requests, then succeeds",
+    ),
+    both(
+        "unavailable",
+        after(Obstacle::Unavailable { try_again: true }),
+        "503 with the advice to try again for the first --refusals requests, then succeeds",
+    ),
+    both(
+        "unavailable_do_not_retry",
+        after(Obstacle::Unavailable { try_again: false }),
+        "503 with the advice not to try again for the first --refusals requests, then succeeds",
+    ),
+    both(
+        "timeout_while_processing",
+        Course { timing: Timing::Deferred(Waiting::Processing), ..told(Delivery::Withheld) },
+        "accepts the payment, never answers, and succeeds after --slow",
+    ),
+    adyen(
+        "received",
+        waiting(Waiting::Received, Verdict::Approved),
+        "resultCode Received, then success after --slow, unless cancelled",
+    ),
+    adyen(
+        "received_then_failure",
+        waiting(Waiting::Received, Verdict::Declined(Decline::Generic)),
+        "resultCode Received, then refused after --slow",
+    ),
 ];
 
-/// The payment method of this token, if there is one.
-pub(crate) fn by_token(token: &str) -> Option<&'static TestMethod> {
-    METHODS.iter().find(|method| method.token == token)
+/// The course of `prefix` + name at this PSP, if there is one.
+pub(crate) fn by_token(psp: Psp, prefix: &str, token: &str) -> Option<Course> {
+    let name = token.strip_prefix(prefix)?;
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name)?;
+    scenario.at(psp).then_some(scenario.course)
 }
 
 impl Scenario {
-    /// What the issuer says, given what the caller can do about a request to authenticate.
-    pub(crate) fn verdict(self, off_session: bool, error_on_requires_action: bool) -> Verdict {
-        match self {
-            Self::Succeeds
-            | Self::Slow
-            | Self::TimeoutAfterCharge
-            | Self::ErrorAfterCharge
-            | Self::TimeoutBeforeCharge
-            | Self::Processing => Verdict::Approved,
-            Self::Declined(decline) => Verdict::Declined(decline),
-            Self::AuthenticationRequired if off_session => Verdict::Declined(Decline::AuthenticationRequired),
-            Self::AuthenticationRequired if error_on_requires_action => {
-                Verdict::Declined(Decline::AuthenticationNotHandled)
-            }
-            Self::AuthenticationRequired => Verdict::ActionRequired,
-        }
-    }
-
-    /// What goes wrong besides.
-    pub(crate) fn fault(self) -> Fault {
-        match self {
-            Self::Succeeds | Self::Declined(_) | Self::AuthenticationRequired => Fault::None,
-            Self::Slow => Fault::Slow,
-            Self::TimeoutAfterCharge => Fault::AnswerLost,
-            Self::ErrorAfterCharge => Fault::ServerError,
-            Self::TimeoutBeforeCharge => Fault::RequestLost,
-            Self::Processing => Fault::Deferred,
-        }
+    pub(crate) fn at(&self, psp: Psp) -> bool {
+        self.only.is_none_or(|only| only == psp)
     }
 }
 
-impl Decline {
-    /// The codes and the text of the decline.
-    pub(crate) fn words(self) -> Words {
-        let declined = |decline_code, message, advice_code| Words {
-            code: "card_declined",
-            decline_code: Some(decline_code),
-            message,
-            param: None,
-            advice_code,
-        };
-        // These three are codes of their own and come without a decline_code.
-        let named =
-            |code, message, param| Words { code, decline_code: None, message, param, advice_code: None };
-        let authentication = |decline_code| Words {
-            code: "authentication_required",
-            decline_code: Some(decline_code),
-            message: "Your card was declined. This transaction requires authentication.",
-            param: None,
-            advice_code: None,
-        };
+impl Psp {
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Generic => declined("generic_decline", "Your card was declined.", Some("try_again_later")),
-            Self::InsufficientFunds => {
-                declined("insufficient_funds", "Your card has insufficient funds.", Some("try_again_later"))
-            }
-            Self::LostCard => declined("lost_card", "Your card was declined.", Some("do_not_try_again")),
-            Self::StolenCard => declined("stolen_card", "Your card was declined.", Some("do_not_try_again")),
-            Self::ExpiredCard => named("expired_card", "Your card has expired.", Some("exp_month")),
-            Self::IncorrectCvc => {
-                named("incorrect_cvc", "Your card's security code is incorrect.", Some("cvc"))
-            }
-            Self::ProcessingError => named(
-                "processing_error",
-                "An error occurred while processing your card. Try again in a little bit.",
-                None,
-            ),
-            Self::AuthenticationRequired => authentication("authentication_required"),
-            Self::AuthenticationNotHandled => authentication("authentication_not_handled"),
+            Self::Stripe => "stripe",
+            Self::Adyen => "adyen",
         }
     }
 }
@@ -189,16 +382,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_unique() {
-        for method in &METHODS {
-            assert_eq!(METHODS.iter().filter(|other| other.token == method.token).count(), 1, "{method:?}");
+    fn names_are_unique_and_scenarios_differ() {
+        for scenario in &SCENARIOS {
+            let same = |other: &&Scenario| other.name == scenario.name || other.course == scenario.course;
+            assert_eq!(SCENARIOS.iter().filter(same).count(), 1, "{}", scenario.name);
         }
     }
 
     #[test]
-    fn a_card_that_must_be_authenticated_never_pays_by_itself() {
-        for (off_session, error) in [(false, false), (false, true), (true, false), (true, true)] {
-            assert_ne!(Scenario::AuthenticationRequired.verdict(off_session, error), Verdict::Approved);
-        }
+    fn a_scenario_of_one_psp_is_unknown_at_the_other() {
+        assert!(by_token(Psp::Adyen, "adyen_sim_", "adyen_sim_received").is_some());
+        assert!(by_token(Psp::Stripe, "pm_sim_", "pm_sim_received").is_none());
+        assert!(by_token(Psp::Adyen, "adyen_sim_", "pm_sim_success").is_none());
     }
 }

@@ -27,6 +27,7 @@ async fn entries_name_the_payment_order_and_the_summary_counts() {
         json!({
             "charges": 4, "payment_orders": 2, "double_charged": 1, "without_payment_order": 1,
             "amount_minor_by_currency": { "eur": 3 * 1099, "usd": 1099 },
+            "charges_by_psp": { "stripe": 4 },
         })
     );
     let ledger = simulator.get("/simulator/ledger").await.expect(200);
@@ -36,6 +37,7 @@ async fn entries_name_the_payment_order_and_the_summary_counts() {
     let last = &charges[3];
     assert_eq!(last["charge_id"], paid.body["latest_charge"]);
     assert_eq!(last["payment_intent"], paid.body["id"]);
+    assert_eq!(last["reference"], paid.body["id"]);
     assert_eq!(last["psp"], "stripe");
     assert_eq!(last["amount_minor"], 1099);
     assert_eq!(last["currency"], "eur");

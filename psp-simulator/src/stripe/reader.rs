@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::errors::Refusal;
-use crate::form::{Form, Node};
-use crate::objects::Expand;
-use crate::params::Confirmation;
+use super::errors::Refusal;
+use super::form::{Form, Node};
+use super::objects::Expand;
+use super::params::Confirmation;
 
 /// A value, or the refusal that Stripe would give.
 pub(crate) type Checked<T> = Result<T, Refusal>;

@@ -3,10 +3,10 @@
 //! What is refused here never began to execute: it leaves no trace under its idempotency key. Parameters that Stripe
 //! has and the simulator does not are refused too, in other words: ignoring them would be a lie.
 
-use crate::errors::Refusal;
-use crate::form::Form;
-use crate::objects::{Expand, Terms};
-use crate::reader::{Checked, Reader, currency};
+use super::errors::Refusal;
+use super::form::Form;
+use super::objects::{Expand, Terms};
+use super::reader::{Checked, Reader, currency};
 
 const MAX_AMOUNT: i64 = 99_999_999;
 const DEFAULT_PAGE: usize = 10;

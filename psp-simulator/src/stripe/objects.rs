@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::declines::words;
+use super::ids;
+use super::methods::TestMethod;
 use crate::held;
-use crate::ids;
-use crate::scenario::{Decline, TestMethod};
+use crate::scenario::{Action, Decline, Statement, Verdict};
 
 /// A PaymentIntent: what never changes, and what does.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub(crate) struct State {
     pub(crate) failure: Option<Arc<Charge>>,
     pub(crate) canceled_at: Option<i64>,
     pub(crate) cancellation_reason: Option<&'static str>,
+    /// What the wire says of the amount.
+    pub(crate) statement: Statement,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -70,6 +74,8 @@ pub(crate) enum Status {
     Processing,
     Succeeded,
     Canceled,
+    /// Not one of Stripe's.
+    UnderObservation,
 }
 
 /// A payment method made from a test token: it has an id of its own, as at Stripe.
@@ -77,7 +83,7 @@ pub(crate) enum Status {
 pub(crate) struct Method {
     pub(crate) id: Arc<str>,
     pub(crate) created: i64,
-    pub(crate) test: &'static TestMethod,
+    pub(crate) test: TestMethod,
 }
 
 /// One attempt to take the money.
@@ -86,7 +92,8 @@ pub(crate) struct Charge {
     pub(crate) id: Arc<str>,
     pub(crate) created: i64,
     pub(crate) method: Method,
-    /// None if the money was taken.
+    /// What was taken, in minor units: nothing if it was declined.
+    pub(crate) taken: i64,
     pub(crate) decline: Option<Decline>,
 }
 
@@ -113,12 +120,13 @@ impl Status {
             Self::Processing => "processing",
             Self::Succeeded => "succeeded",
             Self::Canceled => "canceled",
+            Self::UnderObservation => "under_observation",
         }
     }
 }
 
 impl Method {
-    pub(crate) fn new(test: &'static TestMethod, now: i64) -> Self {
+    pub(crate) fn new(test: TestMethod, now: i64) -> Self {
         Self { id: ids::new("pm_").into(), created: now, test }
     }
 }
@@ -180,17 +188,33 @@ impl Intent {
     }
 }
 
+/// What is said to have been taken, and in which currency.
+fn stated(terms: &Terms, statement: Statement, taken: i64) -> (i64, &str) {
+    match statement {
+        Statement::OtherAmount if taken > 0 => (taken + 1, &terms.currency),
+        Statement::OtherCurrency if taken > 0 => {
+            (taken, if &*terms.currency == "eur" { "usd" } else { "eur" })
+        }
+        Statement::True | Statement::OtherAmount | Statement::OtherCurrency => (taken, &terms.currency),
+    }
+}
+
 impl Snapshot {
+    fn stated(&self) -> (i64, &str) {
+        let taken = self.state.latest_charge.as_ref().map_or(0, |charge| charge.taken);
+        stated(&self.intent.terms, self.state.statement, taken)
+    }
+
     pub(crate) fn body(&self, expand: Expand) -> IntentBody<'_> {
         let (intent, terms, state) = (&self.intent, &self.intent.terms, &self.state);
-        let succeeded = state.status == Status::Succeeded;
+        let (received, currency) = self.stated();
         IntentBody {
             id: &intent.id,
             object: "payment_intent",
             amount: terms.amount,
             amount_capturable: 0,
             amount_details: json!({ "tip": {} }),
-            amount_received: if succeeded { terms.amount } else { 0 },
+            amount_received: received,
             application: None,
             application_fee_amount: None,
             automatic_payment_methods: terms
@@ -202,24 +226,27 @@ impl Snapshot {
             client_secret: ids::client_secret(&intent.id),
             confirmation_method: terms.confirmation_method,
             created: intent.created,
-            currency: &terms.currency,
+            currency,
             customer: terms.customer.as_deref(),
             customer_account: None,
             description: terms.description.as_deref(),
             excluded_payment_method_types: None,
             last_payment_error: state.failure.as_deref().map(Charge::last_payment_error),
             latest_charge: state.latest_charge.as_deref().map(|charge| {
-                if expand.latest_charge { charge.body(intent) } else { charge.id.as_ref().into() }
+                if expand.latest_charge {
+                    charge.body(intent, state.statement)
+                } else {
+                    charge.id.as_ref().into()
+                }
             }),
             livemode: false,
             metadata: &terms.metadata,
-            next_action: (state.status == Status::RequiresAction).then(
-                || json!({ "type": "use_stripe_sdk", "use_stripe_sdk": { "type": "three_d_secure_redirect" } }),
-            ),
+            next_action: self.next_action(),
             on_behalf_of: None,
-            payment_method: state.method.as_ref().map(|method| {
-                if expand.payment_method { method.body() } else { method.id.as_ref().into() }
-            }),
+            payment_method: state
+                .method
+                .as_ref()
+                .map(|method| if expand.payment_method { method.body() } else { method.id.as_ref().into() }),
             payment_method_configuration_details: None,
             payment_method_options: json!({ "card": {
                 "installments": null, "mandate_options": null, "network": null, "request_three_d_secure": "automatic",
@@ -236,6 +263,22 @@ impl Snapshot {
             transfer_data: None,
             transfer_group: None,
         }
+    }
+}
+
+impl Snapshot {
+    fn next_action(&self) -> Option<Value> {
+        if self.state.status != Status::RequiresAction {
+            return None;
+        }
+        let verdict = self.state.method.as_ref().map(|method| method.test.course.verdict);
+        Some(match verdict {
+            Some(Verdict::Action(Action::Redirect)) => json!({
+                "type": "redirect_to_url",
+                "redirect_to_url": { "return_url": null, "url": "https://hooks.stripe.com/redirect/authenticate" },
+            }),
+            _ => json!({ "type": "use_stripe_sdk", "use_stripe_sdk": { "type": "three_d_secure_redirect" } }),
+        })
     }
 }
 
@@ -284,7 +327,7 @@ fn billing_details() -> Value {
 
 impl Charge {
     fn last_payment_error(&self) -> Value {
-        let Some(words) = self.decline.map(Decline::words) else { return Value::Null };
+        let Some(words) = self.decline.map(words) else { return Value::Null };
         let mut error = json!({
             "charge": &*self.id,
             "code": words.code,
@@ -303,14 +346,15 @@ impl Charge {
         error
     }
 
-    fn body(&self, intent: &Intent) -> Value {
+    fn body(&self, intent: &Intent, statement: Statement) -> Value {
         let (terms, paid) = (&intent.terms, self.decline.is_none());
-        let words = self.decline.map(Decline::words);
+        let (captured, currency) = stated(terms, statement, self.taken);
+        let words = self.decline.map(words);
         json!({
             "id": &*self.id,
             "object": "charge",
             "amount": terms.amount,
-            "amount_captured": if paid { terms.amount } else { 0 },
+            "amount_captured": captured,
             "amount_refunded": 0,
             "application": null,
             "application_fee": null,
@@ -320,7 +364,7 @@ impl Charge {
             "calculated_statement_descriptor": null,
             "captured": paid,
             "created": self.created,
-            "currency": &*terms.currency,
+            "currency": currency,
             "customer": &terms.customer,
             "description": &terms.description,
             "disputed": false,

@@ -4,7 +4,8 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::objects::{Charge, Expand, IntentBody, Snapshot, Status, doc_url};
+use super::declines::words;
+use super::objects::{Charge, Expand, IntentBody, Snapshot, Status, doc_url};
 use crate::scenario::Decline;
 
 /// An error answer.
@@ -15,6 +16,8 @@ pub(crate) struct Refusal {
     code: Option<&'static str>,
     message: Box<str>,
     param: Option<Box<str>>,
+    /// `Stripe-Should-Retry`, where it is not what the status says.
+    advice: Option<bool>,
     /// The PaymentIntent concerned, as it was left.
     intent: Option<Box<Snapshot>>,
 }
@@ -63,7 +66,7 @@ struct ErrorFields<'a> {
 
 impl Refusal {
     fn new(status: StatusCode, kind: Kind, code: Option<&'static str>, message: impl Into<Box<str>>) -> Self {
-        Self { status, kind, code, message: message.into(), param: None, intent: None }
+        Self { status, kind, code, message: message.into(), param: None, advice: None, intent: None }
     }
 
     /// 400 for a request that cannot be carried out as it is.
@@ -80,6 +83,19 @@ impl Refusal {
     pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
         self.status = status;
         self
+    }
+
+    fn advising(mut self, try_again: bool) -> Self {
+        self.advice = Some(try_again);
+        self
+    }
+
+    pub(crate) fn should_retry(&self) -> Option<bool> {
+        self.advice.or(match self.status {
+            StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => Some(true),
+            status if status.is_client_error() => Some(false),
+            _ => None,
+        })
     }
 
     pub(crate) fn unknown_parameters(names: &[String]) -> Self {
@@ -159,9 +175,17 @@ impl Refusal {
         Self::unexpected_state(snapshot, message)
     }
 
+    /// The PaymentIntent that the issuer declined to pay, if this is about that.
+    pub(crate) fn declined_intent(&self) -> Option<&Snapshot> {
+        match self.kind {
+            Kind::Card => self.intent.as_deref(),
+            Kind::Api | Kind::Idempotency | Kind::InvalidRequest => None,
+        }
+    }
+
     /// 402: the issuer declined. The snapshot's last failure says why.
     pub(crate) fn declined(decline: Decline, snapshot: Snapshot) -> Self {
-        let words = decline.words();
+        let words = words(decline);
         let mut refusal =
             Self::new(StatusCode::PAYMENT_REQUIRED, Kind::Card, Some(words.code), words.message);
         refusal.param = words.param.map(Into::into);
@@ -176,6 +200,22 @@ impl Refusal {
             None,
             "An unknown error occurred. If you have any questions, we can help at https://support.stripe.com/.",
         )
+    }
+
+    /// 500 that a repetition does not get.
+    pub(crate) fn passing_server_error() -> Self {
+        Self::server_error().advising(true)
+    }
+
+    /// 503 with the advice to try again, or not to.
+    pub(crate) fn unavailable(try_again: bool) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Api,
+            None,
+            "Stripe is temporarily unavailable. Please try again later.",
+        )
+        .advising(try_again)
     }
 
     /// 503: the simulator's memory bound.
@@ -255,11 +295,9 @@ impl Refusal {
 
     /// The error on the wire; `request` is the id of the request that it was first given to.
     pub(crate) fn body(&self, request: &str) -> ErrorBody<'_> {
-        let failure: Option<&Charge> = match self.kind {
-            Kind::Card => self.intent.as_ref().and_then(|snapshot| snapshot.state.failure.as_deref()),
-            Kind::Api | Kind::Idempotency | Kind::InvalidRequest => None,
-        };
-        let words = failure.and_then(|charge| charge.decline).map(Decline::words);
+        let failure: Option<&Charge> =
+            self.declined_intent().and_then(|snapshot| snapshot.state.failure.as_deref());
+        let words = failure.and_then(|charge| charge.decline).map(words);
         ErrorBody {
             error: ErrorFields {
                 advice_code: words.as_ref().and_then(|words| words.advice_code),

@@ -10,35 +10,22 @@
 //! Every change is made under the PaymentIntent's own lock and without waiting, so it happens whole or not at all,
 //! whatever becomes of the connection that asked for it. A slow confirmation marks the PaymentIntent busy instead.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use time::OffsetDateTime;
 
-use crate::answer::Answer;
-use crate::errors::Refusal;
+use super::answer::Answer;
+use super::errors::Refusal;
+use super::objects::{Charge, Expand, Intent, Live, Method, Snapshot, State, Status};
+use super::params::{Cancel, Confirm, Confirmation, Create, List, Retrieve};
+use super::{ids, methods};
+use crate::held;
 use crate::ledger::{self, Ledger};
-use crate::objects::{Charge, Expand, Intent, Live, Method, Snapshot, State, Status};
-use crate::params::{Cancel, Confirm, Confirmation, Create, List, Retrieve};
-use crate::scenario::{Fault, Verdict, by_token};
-use crate::{held, ids};
+use crate::outcome::{self, Desk};
+use crate::scenario::{Action, Decline, Obstacle, Psp, Statement, Timing, Verdict, Waiting};
 
-/// What executing a request came to.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// Executed: the answer is kept under the idempotency key, and sent.
-    Answered(Answer),
-    /// Executed and kept, but the answer is lost on its way.
-    AnswerLost(Answer),
-    /// Collided with another request, or found no room: nothing is kept.
-    NotExecuted(Answer),
-    /// Lost before it executed.
-    RequestLost,
-    /// With the issuer, who takes his time: the answer is that of the settlement.
-    Pending(Pending),
-    /// Answered, kept and sent, but the issuer's word is still to come.
-    Deferred(Answer, Pending),
-}
+type Outcome = outcome::Outcome<Answer, Pending>;
 
 /// A confirmation that the issuer has not answered yet.
 #[derive(Debug)]
@@ -52,8 +39,6 @@ pub(crate) struct Pending {
 #[derive(Debug)]
 pub(crate) struct PaymentIntents {
     shelf: Mutex<Shelf>,
-    /// What lost its first request already, so that the next one passes.
-    lost_once: Mutex<HashSet<Box<str>>>,
     capacity: usize,
 }
 
@@ -65,22 +50,24 @@ struct Shelf {
 
 impl PaymentIntents {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { shelf: Mutex::default(), lost_once: Mutex::default(), capacity }
+        Self { shelf: Mutex::default(), capacity }
     }
 
     /// `retry_name` is what a repetition of this request has in common with it.
-    pub(crate) fn create(&self, create: Create, retry_name: &str, ledger: &Ledger, now: i64) -> Outcome {
+    pub(crate) fn create(&self, create: Create, retry_name: &str, desk: Desk<'_>) -> Outcome {
+        let now = desk.now.unix_timestamp();
         let Create { terms, payment_method, confirm, expand } = create;
         let method = match payment_method.as_deref().map(|token| resolve(token, None, now)).transpose() {
             Ok(method) => method,
-            Err(refusal) => return Outcome::Answered(refusal.into()),
+            Err(refusal) => return Outcome::answered(refusal),
         };
         if let (Some(confirmation), Some(method)) = (confirm, &method) {
             if let Err(refusal) = check_redirects(terms.allow_redirects, confirmation) {
-                return Outcome::Answered(refusal.into());
+                return Outcome::answered(refusal);
             }
-            if method.test.scenario.fault() == Fault::RequestLost && self.first_time(retry_name) {
-                return Outcome::RequestLost;
+            match desk.obstacles.meet(method.test.course.obstacle, retry_name) {
+                Obstacle::None => {}
+                met => return Outcome::Hindered(met),
             }
         }
         let status =
@@ -92,6 +79,7 @@ impl PaymentIntents {
             failure: None,
             canceled_at: None,
             cancellation_reason: None,
+            statement: Statement::True,
         };
         let Some(intent) = self.keep(|sequence| Intent {
             id: ids::new("pi_").into(),
@@ -103,18 +91,18 @@ impl PaymentIntents {
             return Outcome::NotExecuted(Refusal::full().into());
         };
         match (confirm, method) {
-            (None, _) => Outcome::Answered(Answer::Intent(intent.snapshot(), expand)),
-            (Some(_), None) => Outcome::Answered(missing_method(intent.snapshot())),
+            (None, _) => Outcome::answered(Answer::Intent(intent.snapshot(), expand)),
+            (Some(_), None) => Outcome::answered(missing_method(intent.snapshot())),
             (Some(confirmation), Some(method)) => {
                 let live = held(&intent.live);
-                attempt(&intent, live, method, confirmation, expand, ledger, now)
+                attempt(&intent, live, method, confirmation, expand, desk)
             }
         }
     }
 
-    pub(crate) fn confirm(&self, id: &str, confirm: &Confirm, ledger: &Ledger, now: i64) -> Outcome {
+    pub(crate) fn confirm(&self, id: &str, confirm: &Confirm, desk: Desk<'_>) -> Outcome {
         let Some(intent) = self.find(id) else {
-            return Outcome::Answered(Refusal::no_such_intent(id).into());
+            return Outcome::answered(Refusal::no_such_intent(id));
         };
         let live = held(&intent.live);
         if live.busy {
@@ -123,31 +111,32 @@ impl PaymentIntents {
         let snapshot = || Snapshot { intent: Arc::clone(&intent), state: live.state.clone() };
         let own = live.state.method.as_ref();
         let method = match (confirm.payment_method.as_deref(), own) {
-            (Some(token), own) => match resolve(token, own, now) {
+            (Some(token), own) => match resolve(token, own, desk.now.unix_timestamp()) {
                 Ok(method) => method,
-                Err(refusal) => return Outcome::Answered(refusal.into()),
+                Err(refusal) => return Outcome::answered(refusal),
             },
             (None, Some(own)) => own.clone(),
-            (None, None) => return Outcome::Answered(missing_method(snapshot())),
+            (None, None) => return Outcome::answered(missing_method(snapshot())),
         };
         match live.state.status {
             Status::RequiresPaymentMethod | Status::RequiresConfirmation | Status::RequiresAction => {}
-            Status::Processing | Status::Succeeded | Status::Canceled => {
-                return Outcome::Answered(Refusal::cannot_confirm(snapshot()).into());
+            Status::Processing | Status::UnderObservation | Status::Succeeded | Status::Canceled => {
+                return Outcome::answered(Refusal::cannot_confirm(snapshot()));
             }
         }
         if let Err(refusal) = check_redirects(intent.terms.allow_redirects, confirm.confirmation) {
-            return Outcome::Answered(refusal.into());
+            return Outcome::answered(refusal);
         }
-        if method.test.scenario.fault() == Fault::RequestLost && self.first_time(id) {
-            return Outcome::RequestLost;
+        match desk.obstacles.meet(method.test.course.obstacle, id) {
+            Obstacle::None => {}
+            met => return Outcome::Hindered(met),
         }
-        attempt(&intent, live, method, confirm.confirmation, confirm.expand, ledger, now)
+        attempt(&intent, live, method, confirm.confirmation, confirm.expand, desk)
     }
 
     pub(crate) fn cancel(&self, id: &str, cancel: &Cancel, now: i64) -> Outcome {
         let Some(intent) = self.find(id) else {
-            return Outcome::Answered(Refusal::no_such_intent(id).into());
+            return Outcome::answered(Refusal::no_such_intent(id));
         };
         let mut live = held(&intent.live);
         if live.busy {
@@ -157,15 +146,16 @@ impl PaymentIntents {
             Status::RequiresPaymentMethod
             | Status::RequiresConfirmation
             | Status::RequiresAction
-            | Status::Processing => {
+            | Status::Processing
+            | Status::UnderObservation => {
                 live.state.status = Status::Canceled;
                 live.state.canceled_at = Some(now);
                 live.state.cancellation_reason = cancel.reason;
-                Outcome::Answered(answer(&intent, &live, cancel.expand))
+                Outcome::answered(answer(&intent, &live, cancel.expand))
             }
             Status::Succeeded | Status::Canceled => {
                 let snapshot = Snapshot { intent: Arc::clone(&intent), state: live.state.clone() };
-                Outcome::Answered(Refusal::cannot_cancel(snapshot).into())
+                Outcome::answered(Refusal::cannot_cancel(snapshot))
             }
         }
     }
@@ -217,22 +207,18 @@ impl PaymentIntents {
         kept.by_id.insert(Arc::clone(&intent.id), Arc::clone(&intent));
         Some(intent)
     }
-
-    fn first_time(&self, name: &str) -> bool {
-        let mut lost = held(&self.lost_once);
-        lost.len() < self.capacity && lost.insert(name.into())
-    }
 }
 
 impl Pending {
-    /// The issuer has answered; for a payment that was cancelled while it was processing, too late.
-    pub(crate) fn settle(self, ledger: &Ledger, now: i64) -> Answer {
+    /// The issuer has answered: the outcome. An error if he is too late, as the payment was cancelled while it was
+    /// processing: how it stands.
+    pub(crate) fn settle(self, ledger: &Ledger, now: OffsetDateTime) -> Result<Answer, Answer> {
         let mut live = held(&self.intent.live);
         live.busy = false;
         if live.state.status == Status::Canceled {
-            return answer(&self.intent, &live, self.expand);
+            return Err(answer(&self.intent, &live, self.expand));
         }
-        decide(&self.intent, &mut live, self.method, self.verdict, self.expand, ledger, now)
+        Ok(decide(&self.intent, &mut live, self.method, self.verdict, self.expand, ledger, now))
     }
 }
 
@@ -241,7 +227,7 @@ fn resolve(token: &str, own: Option<&Method>, now: i64) -> Result<Method, Refusa
     if let Some(own) = own.filter(|own| &*own.id == token) {
         return Ok(own.clone());
     }
-    by_token(token).map(|test| Method::new(test, now)).ok_or_else(|| Refusal::no_such_method(token))
+    methods::find(token).map(|test| Method::new(test, now)).ok_or_else(|| Refusal::no_such_method(token))
 }
 
 fn check_redirects(allowed: Option<&str>, confirmation: Confirmation) -> Result<(), Refusal> {
@@ -267,40 +253,57 @@ fn missing_method(snapshot: Snapshot) -> Answer {
     .into()
 }
 
-/// Takes the payment to the issuer, with the faults that the scenario has on the way.
+/// Takes the payment to the issuer.
 fn attempt(
     intent: &Arc<Intent>,
     mut live: MutexGuard<'_, Live>,
     method: Method,
     confirmation: Confirmation,
     expand: Expand,
-    ledger: &Ledger,
-    now: i64,
+    desk: Desk<'_>,
 ) -> Outcome {
-    let scenario = method.test.scenario;
-    let verdict = scenario.verdict(confirmation.off_session, confirmation.error_on_requires_action);
-    match scenario.fault() {
-        Fault::Slow => {
+    let course = method.test.course;
+    let verdict = verdict(course.verdict, confirmation);
+    let delivery = course.delivery;
+    let pending = |method| Pending { intent: Arc::clone(intent), method, verdict, expand };
+    match course.timing {
+        Timing::AtOnce => {
+            let answer = decide(intent, &mut live, method, verdict, expand, desk.ledger, desk.now);
+            Outcome::Executed { answer, delivery, pending: None }
+        }
+        Timing::Slow => {
             live.busy = true;
-            Outcome::Pending(Pending { intent: Arc::clone(intent), method, verdict, expand })
+            Outcome::Pending(pending(method), delivery)
         }
-        Fault::Deferred => {
+        Timing::Deferred(waiting) => {
             let state = &mut live.state;
-            (state.status, state.failure, state.method) = (Status::Processing, None, Some(method.clone()));
-            let pending = Pending { intent: Arc::clone(intent), method, verdict, expand };
-            Outcome::Deferred(answer(intent, &live, expand), pending)
+            state.status = match waiting {
+                Waiting::Processing | Waiting::Received => Status::Processing,
+                Waiting::Unheard => Status::UnderObservation,
+            };
+            (state.failure, state.method) = (None, Some(method.clone()));
+            let answer = answer(intent, &live, expand);
+            Outcome::Executed { answer, delivery, pending: Some(pending(method)) }
         }
-        // A request that is lost got here by being repeated.
-        Fault::None | Fault::RequestLost => {
-            Outcome::Answered(decide(intent, &mut live, method, verdict, expand, ledger, now))
+    }
+}
+
+/// What the issuer says, given what the caller can do about a request to authenticate.
+fn verdict(verdict: Verdict, confirmation: Confirmation) -> Verdict {
+    match verdict {
+        Verdict::Authenticate if confirmation.off_session => {
+            Verdict::Declined(Decline::AuthenticationRequired)
         }
-        Fault::AnswerLost => {
-            Outcome::AnswerLost(decide(intent, &mut live, method, verdict, expand, ledger, now))
+        Verdict::Authenticate if confirmation.error_on_requires_action => {
+            Verdict::Declined(Decline::AuthenticationNotHandled)
         }
-        Fault::ServerError => {
-            decide(intent, &mut live, method, verdict, expand, ledger, now);
-            Outcome::Answered(Refusal::server_error().into())
-        }
+        Verdict::Authenticate => Verdict::Action(Action::Challenge),
+        Verdict::Approved
+        | Verdict::PartlyApproved
+        | Verdict::Declined(_)
+        | Verdict::CalledOff
+        | Verdict::Action(_)
+        | Verdict::Unasked => verdict,
     }
 }
 
@@ -312,23 +315,27 @@ fn decide(
     verdict: Verdict,
     expand: Expand,
     ledger: &Ledger,
-    now: i64,
+    now: OffsetDateTime,
 ) -> Answer {
-    let charge = |decline| {
-        Arc::new(Charge { id: ids::new("ch_").into(), created: now, method: method.clone(), decline })
+    let created = now.unix_timestamp();
+    let amount = intent.terms.amount;
+    let charge = |taken, decline| {
+        Arc::new(Charge { id: ids::new("ch_").into(), created, method: method.clone(), taken, decline })
     };
     let state = &mut live.state;
     match verdict {
-        Verdict::Approved => {
-            let charge = charge(None);
-            ledger.append(entry(intent, &charge));
+        Verdict::Approved | Verdict::PartlyApproved => {
+            let taken = if verdict == Verdict::Approved { amount } else { (amount / 2).max(1) };
+            let charge = charge(taken, None);
+            ledger.append(entry(intent, &charge, now));
             state.status = Status::Succeeded;
             state.latest_charge = Some(charge);
             state.failure = None;
+            state.statement = method.test.course.statement;
             state.method = Some(method);
         }
         Verdict::Declined(decline) => {
-            let charge = charge(Some(decline));
+            let charge = charge(0, Some(decline));
             state.status = Status::RequiresPaymentMethod;
             state.latest_charge = Some(Arc::clone(&charge));
             state.failure = Some(charge);
@@ -336,11 +343,17 @@ fn decide(
             let snapshot = Snapshot { intent: Arc::clone(intent), state: state.clone() };
             return Refusal::declined(decline, snapshot).into();
         }
-        Verdict::ActionRequired => {
+        Verdict::CalledOff => {
+            state.status = Status::Canceled;
+            state.canceled_at = Some(created);
+            state.cancellation_reason = Some("automatic");
+        }
+        Verdict::Action(_) | Verdict::Authenticate => {
             state.status = Status::RequiresAction;
             state.failure = None;
             state.method = Some(method);
         }
+        Verdict::Unasked => {}
     }
     answer(intent, live, expand)
 }
@@ -349,15 +362,16 @@ fn answer(intent: &Arc<Intent>, live: &Live, expand: Expand) -> Answer {
     Answer::Intent(Snapshot { intent: Arc::clone(intent), state: live.state.clone() }, expand)
 }
 
-fn entry(intent: &Intent, charge: &Charge) -> ledger::Charge {
+fn entry(intent: &Intent, charge: &Charge, charged_at: OffsetDateTime) -> ledger::Charge {
     ledger::Charge {
         sequence: 0,
         id: Arc::clone(&charge.id),
-        psp: "stripe",
+        psp: Psp::Stripe,
+        reference: Arc::clone(&intent.id),
         payment_intent: Arc::clone(&intent.id),
         payment_order_id: intent.terms.metadata.get("payment_order_id").cloned(),
-        amount_minor: intent.terms.amount,
+        amount_minor: charge.taken,
         currency: Arc::clone(&intent.terms.currency),
-        charged_at: OffsetDateTime::now_utc(),
+        charged_at,
     }
 }

@@ -3,8 +3,8 @@
 use axum::http::StatusCode;
 use serde::Serialize;
 
-use crate::errors::Refusal;
-use crate::objects::{Expand, IntentBody, Snapshot};
+use super::errors::Refusal;
+use super::objects::{Expand, IntentBody, Snapshot};
 
 /// An answer of the Stripe API.
 #[derive(Debug, Clone)]
@@ -33,6 +33,14 @@ impl Answer {
         match self {
             Self::Intent(..) | Self::List { .. } => StatusCode::OK,
             Self::Refused(refusal) => refusal.status,
+        }
+    }
+
+    /// What `Stripe-Should-Retry` says of it.
+    pub(crate) fn should_retry(&self) -> Option<bool> {
+        match self {
+            Self::Intent(..) | Self::List { .. } => None,
+            Self::Refused(refusal) => refusal.should_retry(),
         }
     }
 
