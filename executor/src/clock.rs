@@ -1,7 +1,7 @@
 //! What time it is: the machine's clock, which a test or a simulation may move on.
 //!
-//! It decides when an order is looked at again, when a request is too old, and how old a webhook may be. Leases do not follow it: they
-//! are about calls that really run.
+//! It decides when an order is looked at again, when a request is too old, and how long a webhook waits for its order. Leases do not
+//! follow it, nor do the times in signatures: they are about calls that really run, and about others' clocks.
 
 use std::{
     sync::{

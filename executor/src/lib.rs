@@ -52,10 +52,7 @@ use crate::{
     metrics::Metrics,
     psp::{Psps, stripe::Stripe},
     store::Queue,
-    webhooks::{
-        Webhooks, listener,
-        processing::{Processing, Rules},
-    },
+    webhooks::{Webhooks, decision::Rules, listener, processing::Processing},
 };
 
 /// Does what the command says.

@@ -10,7 +10,7 @@ use crate::{
     psp::{Answer, Operation, Psps},
     record::Source,
     request::Reason,
-    webhooks::{Refusal, Sender, processing::Outcome},
+    webhooks::{Refusal, Sender, decision::Outcome},
 };
 
 /// A PSP answers within milliseconds on loopback, and within the timeout otherwise.
@@ -100,21 +100,21 @@ impl Metrics {
             orders_in_review: gauge("payment_orders_in_review", "Orders that a person must look at.")?,
             claims_lost: counter("claims_lost_total", "Claims lost to another executor before a call.")?,
             webhooks_received: counters(
-                "webhooks_received_total",
+                "webhook_received_total",
                 "Events in webhooks that were verified and are stored.",
                 &["psp", "outcome"],
             )?,
             webhooks_rejected: counters(
-                "webhooks_rejected_total",
+                "webhook_rejected_total",
                 "Webhook requests that were refused; nothing of them is stored.",
                 &["psp", "reason"],
             )?,
             webhooks_processed: counters(
-                "webhooks_processed_total",
+                "webhook_processed_total",
                 "Stored events that were worked off.",
                 &["psp", "outcome"],
             )?,
-            webhooks_waiting: gauge("webhooks_waiting", "Stored events that wait to be worked off.")?,
+            webhooks_waiting: gauge("webhook_waiting", "Stored events that wait to be worked off.")?,
             webhook_oldest_waiting_age: gauge(
                 "webhook_oldest_waiting_age_seconds",
                 "Age of the oldest stored event that waits to be worked off.",

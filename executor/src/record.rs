@@ -232,13 +232,10 @@ pub async fn record_in(
     ladder: &Ladder,
     findings: Vec<Finding>,
 ) -> Result<Vec<Recorded>, sqlx::Error> {
-    // All locks at once, in one order: two rounds could otherwise wait for each other's.
-    let ids: Vec<Uuid> = findings.iter().map(|finding| finding.payment_order_id).collect();
-    results::lock_orders(tx, &ids).await?;
     let mut recorded = vec![None; findings.len()];
     let mut rest: Vec<usize> = (0..findings.len()).collect();
     while !rest.is_empty() {
-        // Two findings about one order are recorded one after the other.
+        // Two findings about one order are recorded one after the other. The first round locks all orders, in the order of their ids.
         let mut orders = HashSet::new();
         let (round, later): (Vec<_>, Vec<_>) =
             rest.into_iter().partition(|&n| orders.insert(findings[n].payment_order_id));

@@ -6,8 +6,8 @@
 //!                                                  ▼
 //!                     processing: lock what is due ─▶ its order ─▶ what it means ─▶ record | wake the resolver | later
 //! ```
-//! [`settings`] says who may send; [`stripe`] and [`adyen`] know each PSP's signatures and what its events mean; [`processing`] works
-//! off what is stored, in as many processes as there are.
+//! [`settings`] says who may send; [`stripe`] and [`adyen`] know each PSP's signatures and what its events mean; [`arrived`] is what is
+//! kept of them; [`processing`] works off what is stored, in as many processes as there are, and [`decision`] says what follows.
 //!
 //! Nothing is parsed before its signature is right (an Adyen signature is inside the body: there, the password of the request is
 //! checked first, and every item before any is stored). An answer of 2xx means: stored, and the PSP need not send it again. If the
@@ -15,6 +15,8 @@
 //! same row. One that comes too early waits for its order, one that comes too late is evidence like any other.
 
 pub mod adyen;
+pub mod arrived;
+pub mod decision;
 pub mod listener;
 pub mod processing;
 pub mod settings;
@@ -32,26 +34,18 @@ use axum::{
 };
 use chassis::postgres::transaction;
 use futures::StreamExt as _;
-use schema::card_numbers::{mask_card_numbers, mask_card_numbers_in};
-use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, Semaphore},
     time::timeout,
 };
-use uuid::Uuid;
 
-use crate::{
-    clock::Clock, metrics::Metrics, psp::Answer, store::webhooks as store, webhooks::settings::WebhookConfig,
-};
+use self::{arrived::Arrived, settings::WebhookConfig};
+use crate::{clock::Clock, metrics::Metrics, psp::Answer, store::webhooks as store};
 
 /// Longest time for one request, storing included. Adyen gives up after 10 s.
 const REQUEST_MAX: Duration = Duration::from_secs(8);
-/// Longest dedup key and event type, as the table has them.
-const DEDUP_KEY_MAX_CHARS: usize = 255;
-const EVENT_TYPE_MAX_CHARS: usize = 100;
 
 /// Who sends webhooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,25 +191,6 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// A verified event, as it is stored.
-#[derive(Clone, Debug)]
-pub struct Arrived {
-    /// Who sent it.
-    pub sender: Sender,
-    /// The same for the same event, whenever it is sent.
-    pub dedup_key: String,
-    /// The PSP's name for its kind.
-    pub event_type: String,
-    /// The order that it says it is about.
-    pub payment_order_id: Option<Uuid>,
-    /// What is kept of it: everything but card numbers.
-    pub body: Vec<u8>,
-    /// The body is not what came: card numbers were masked.
-    pub body_masked: bool,
-    /// When it came.
-    pub received_at: OffsetDateTime,
-}
-
 /// What an event means for an order.
 #[derive(Clone, Debug)]
 pub enum Meaning {
@@ -317,9 +292,9 @@ async fn receive_stripe(State(webhooks): State<Webhooks>, headers: HeaderMap, bo
         let keys = webhooks.0.stripe.as_ref().ok_or(Refusal::Signature)?;
         let signature = only(&headers, stripe::SIGNATURE).ok_or(Refusal::Header)?;
         let body = read(body, Sender::Stripe.body_max_bytes()).await?;
-        let now = webhooks.0.clock.now();
-        keys.verify(signature.as_bytes(), &body, now)?;
-        Ok(vec![stripe::arrived(body, now)])
+        // By the machine's clock: it is compared with that of Stripe, which nobody moves.
+        keys.verify(signature.as_bytes(), &body, OffsetDateTime::now_utc())?;
+        Ok(vec![stripe::arrived(body, webhooks.0.clock.now())])
     };
     webhooks.receive(Sender::Stripe, verified).await
 }
@@ -351,124 +326,4 @@ async fn read(body: Body, max: usize) -> Result<Vec<u8>, Refusal> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
-}
-
-impl Arrived {
-    /// An event that could be read. `raw` is what came, if that is what is kept.
-    fn event(
-        sender: Sender,
-        dedup_key: String,
-        event_type: &str,
-        payment_order_id: Option<Uuid>,
-        mut event: Value,
-        raw: Option<Vec<u8>>,
-        received_at: OffsetDateTime,
-    ) -> Self {
-        let body_masked = mask(&mut event);
-        let body = raw.filter(|_| !body_masked).unwrap_or_else(|| event.to_string().into_bytes());
-        let dedup_key = mask_card_numbers_in(&dedup_key).into_owned();
-        let fits = dedup_key.chars().count() <= DEDUP_KEY_MAX_CHARS && !dedup_key.contains(char::is_control);
-        let dedup_key = if fits { dedup_key } else { hash(dedup_key.as_bytes()) };
-        let kind = mask_card_numbers_in(event_type);
-        let event_type = kind.chars().filter(|c| !c.is_control()).take(EVENT_TYPE_MAX_CHARS).collect();
-        Self { sender, dedup_key, event_type, payment_order_id, body, body_masked, received_at }
-    }
-
-    /// Signed by the PSP, and not an event.
-    fn unreadable(sender: Sender, raw: &[u8], received_at: OffsetDateTime) -> Self {
-        let body = mask_card_numbers(raw);
-        Self {
-            sender,
-            dedup_key: hash(raw),
-            event_type: String::new(),
-            payment_order_id: None,
-            body_masked: body != raw,
-            body: body.into_owned(),
-            received_at,
-        }
-    }
-}
-
-fn hash(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
-}
-
-/// Masks card numbers wherever they stand; true if there were any.
-fn mask(value: &mut Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(_) => false,
-        Value::Number(number) => {
-            let text = number.to_string();
-            let masked = mask_card_numbers_in(&text).into_owned();
-            let found = masked != text;
-            if found {
-                *value = Value::String(masked);
-            }
-            found
-        }
-        Value::String(text) => {
-            let masked = mask_card_numbers_in(text).into_owned();
-            let found = masked != *text;
-            *text = masked;
-            found
-        }
-        Value::Array(values) => values.iter_mut().fold(false, |found, value| mask(value) | found),
-        Value::Object(fields) => {
-            let named = fields.keys().any(|name| mask_card_numbers_in(name) != name.as_str());
-            if named {
-                let renamed = std::mem::take(fields).into_iter();
-                *fields =
-                    renamed.map(|(name, value)| (mask_card_numbers_in(&name).into_owned(), value)).collect();
-            }
-            fields.values_mut().fold(named, |found, value| mask(value) | found)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn card_numbers_are_masked_wherever_they_stand_and_nothing_else_is() {
-        let pan = "4111111111111111";
-        let mut event = json!({"id": "evt_1", "created": 1_533_204_620_u64, "n": 4_111_111_111_111_111_u64,
-            "deep": [{"text": format!("card {pan}")}, null, true], pan: 1});
-        assert!(mask(&mut event));
-        let text = event.to_string();
-        assert!(!text.contains(pan), "{text}");
-        assert!(
-            text.contains("evt_1") && text.contains("1533204620") && text.contains("card ****"),
-            "{text}"
-        );
-        let mut plain = json!({"id": "pi_1", "amount": 1999, "merchantReference": Uuid::nil().to_string(),
-            "pspReference": "7914073381342284"});
-        let before = plain.clone();
-        assert!(!mask(&mut plain));
-        assert_eq!(plain, before);
-    }
-
-    #[test]
-    fn what_the_table_has_no_room_for_is_cut_or_hashed() {
-        let at = OffsetDateTime::UNIX_EPOCH;
-        let event = |key: String, kind: &str| {
-            Arrived::event(
-                Sender::Stripe,
-                key,
-                kind,
-                None,
-                json!({"a": 1}),
-                Some(b"{ \"a\": 1 }".to_vec()),
-                at,
-            )
-        };
-        let plain = event("evt_1".to_owned(), "a\0b");
-        assert_eq!((plain.dedup_key.as_str(), plain.event_type.as_str()), ("evt_1", "ab"));
-        assert_eq!(plain.body, b"{ \"a\": 1 }", "the bytes as they came");
-        let long = event("k".repeat(256), &"t".repeat(200));
-        assert!(long.dedup_key.starts_with("sha256:") && long.event_type.len() == 100);
-        assert!(event("\0".to_owned(), "").dedup_key.starts_with("sha256:"));
-    }
 }

@@ -11,8 +11,9 @@ use crate::{
     psp::Order,
     record::State,
     webhooks::{
-        Arrived,
-        processing::{Known, Outcome, Stored, Worked},
+        arrived::Arrived,
+        decision::{Known, Outcome, Stored},
+        processing::Worked,
     },
 };
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use anyhow::anyhow;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::{Arrived, Meaning, Refusal, Sender};
+use super::{Meaning, Refusal, Sender, arrived::Arrived};
 use crate::psp::{Answer, Order, Verdict, code};
 
 /// Most items of one request. Adyen sends one, or a handful.

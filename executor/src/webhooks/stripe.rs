@@ -14,7 +14,7 @@ use subtle::{Choice, ConstantTimeEq as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Arrived, Meaning, Refusal, Sender};
+use super::{Meaning, Refusal, Sender, arrived::Arrived};
 use crate::psp::{Order, Verdict, stripe_outcomes};
 
 /// Header of the signature.
