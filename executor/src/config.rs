@@ -9,6 +9,8 @@ use secrecy::SecretString;
 
 use crate::psp::settings::PspConfig;
 
+use crate::{clock::Clock, webhooks::settings::WebhookConfig};
+
 /// What the process is to do.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
@@ -84,6 +86,12 @@ pub struct Config {
         value_parser = humantime::parse_duration
     )]
     pub resolve_then: Vec<Duration>,
+    /// What PSPs tell by themselves.
+    #[command(flatten)]
+    pub webhooks: WebhookConfig,
+    /// What time it is.
+    #[arg(skip)]
+    pub clock: Clock,
 }
 
 /// How much longer than the PSP timeout a lease must be: room for the statement that comes before the call.
@@ -107,6 +115,7 @@ impl Config {
             (1..=4096).contains(&self.resolve_concurrency),
             "RESOLVE_CONCURRENCY must be between 1 and 4096"
         );
+        self.webhooks.validate()?;
         ensure!(self.ladder().len() <= 100, "RESOLVE_THEN must have less than 100 steps");
         ensure!(self.breaker_pause >= Duration::from_millis(10), "BREAKER_PAUSE must be at least 10 ms");
         self.psps.validate()

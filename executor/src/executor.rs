@@ -34,6 +34,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     config::{Config, LEASE_MARGIN},
     course::{self, Known, Next, Reason, Situation},
     failpoints,
@@ -55,6 +56,7 @@ const WRITERS: usize = 2;
 /// Everything that carrying out an order needs. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Executor {
+    clock: Clock,
     pool: PgPool,
     lanes: Arc<Lanes>,
     metrics: Metrics,
@@ -109,11 +111,21 @@ impl Executor {
             let pool = to_advance.clone();
             async move { store::advance(&pool, lease, needed, psp_timeout, &group).await }
         });
-        let (ladder, to_record): (Arc<[Duration]>, _) = (config.ladder().into(), pool.clone());
+        let (ladder, to_record) = (record::Ladder::of(config), pool.clone());
         let findings = Group::start("results", WRITERS, &shutdown, move |group| {
-            record::record(to_record.clone(), Arc::clone(&ladder), group)
+            record::record(to_record.clone(), ladder.clone(), group)
         });
-        Self { pool, lanes, metrics, shutdown, lease, psp_timeout, advances, findings }
+        Self {
+            clock: config.clock.clone(),
+            pool,
+            lanes,
+            metrics,
+            shutdown,
+            lease,
+            psp_timeout,
+            advances,
+            findings,
+        }
     }
 
     /// Claims and carries out orders until asked to stop, in each lane by itself; then finishes the calls in flight.
@@ -209,11 +221,12 @@ impl Executor {
         transaction(&self.pool, move |tx| {
             Box::pin(async move {
                 let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-                let candidates = store::lock_due(tx, queue, lane.psp.name(), limit).await?;
+                let ahead = executor.clock.ahead();
+                let candidates = store::lock_due(tx, queue, lane.psp.name(), limit, ahead).await?;
                 if candidates.is_empty() {
                     return Ok(vec![]);
                 }
-                let now = OffsetDateTime::now_utc();
+                let now = executor.clock.now();
                 let begin = |candidate| begin(&lane, candidate, queue, (claim, lease_end), now);
                 let claimed: Vec<Claimed> = candidates.into_iter().map(begin).collect();
                 let rows: Vec<_> =
@@ -243,7 +256,7 @@ impl Executor {
             claimed.reference = answer.reference.clone().or_else(|| claimed.reference.take());
             let situation = Situation {
                 psp: lane.psp.capabilities(),
-                expired: OffsetDateTime::now_utc() >= claimed.order.expires_at,
+                expired: self.clock.now() >= claimed.order.expires_at,
                 in_doubt: claimed.known.in_doubt || answer.in_doubt,
             };
             let next = match course::next(situation, call.operation, &answer, &mut cancelling) {

@@ -11,6 +11,7 @@ use crate::{
     psp::{Answer, Operation, Psps, declines::Kind},
     record::Source,
     request::Reason,
+    webhooks::{Refusal, Sender, decision::Outcome},
 };
 
 /// A PSP answers within milliseconds on loopback, and within the timeout otherwise.
@@ -50,6 +51,16 @@ pub struct Metrics {
     pub orders_in_review: IntGauge,
     /// Claims lost to another executor before a call: leases that were too short.
     pub claims_lost: IntCounter,
+    /// Events in webhooks that were verified and are stored, by whether they were there already.
+    pub webhooks_received: IntCounterVec,
+    /// Webhook requests that were refused; nothing of them is stored.
+    pub webhooks_rejected: IntCounterVec,
+    /// Stored events that were worked off, by what became of them.
+    pub webhooks_processed: IntCounterVec,
+    /// Stored events that wait to be worked off.
+    pub webhooks_waiting: IntGauge,
+    /// Age of the oldest of them.
+    pub webhook_oldest_waiting_age: IntGauge,
     /// What each part of the process waits for, 1 while it waits.
     pub waiting: IntGaugeVec,
 }
@@ -118,6 +129,26 @@ impl Metrics {
             )?,
             orders_in_review: gauge("payment_orders_in_review", "Orders that a person must look at.")?,
             claims_lost: counter("claims_lost_total", "Claims lost to another executor before a call.")?,
+            webhooks_received: counters(
+                "webhook_received_total",
+                "Events in webhooks that were verified and are stored.",
+                &["psp", "outcome"],
+            )?,
+            webhooks_rejected: counters(
+                "webhook_rejected_total",
+                "Webhook requests that were refused; nothing of them is stored.",
+                &["psp", "reason"],
+            )?,
+            webhooks_processed: counters(
+                "webhook_processed_total",
+                "Stored events that were worked off.",
+                &["psp", "outcome"],
+            )?,
+            webhooks_waiting: gauge("webhook_waiting", "Stored events that wait to be worked off.")?,
+            webhook_oldest_waiting_age: gauge(
+                "webhook_oldest_waiting_age_seconds",
+                "Age of the oldest stored event that waits to be worked off.",
+            )?,
             waiting: add(
                 registry,
                 IntGaugeVec::new(Opts::new("intake_waiting", "1 while the intake waits for it."), &["on"])?,
@@ -151,6 +182,17 @@ impl Metrics {
             }
         }
         self.outbox_inserts.with_label_values(&[PspResultUpdateEvent::TYPE]);
+        for psp in Sender::ALL.map(Sender::label) {
+            for outcome in ["new", "duplicate"] {
+                self.webhooks_received.with_label_values(&[psp, outcome]);
+            }
+            for reason in Refusal::ALL {
+                self.webhooks_rejected.with_label_values(&[psp, reason.as_str()]);
+            }
+            for outcome in Outcome::ALL {
+                self.webhooks_processed.with_label_values(&[psp, outcome.as_str()]);
+            }
+        }
         for on in WAITING_ON {
             self.waiting.with_label_values(&[on]).set(0);
         }

@@ -118,9 +118,21 @@ impl World {
     }
 
     pub(crate) fn start(&self, more: &[&str]) -> Running {
+        self.start_with(self.config(more))
+    }
+
+    pub(crate) fn start_with(&self, config: Config) -> Running {
         let shutdown = Shutdown::new();
-        let task = tokio::spawn(executor::run(self.config(more), shutdown.clone()));
+        let task = tokio::spawn(executor::run(config, shutdown.clone()));
         Running { shutdown, task }
+    }
+
+    /// Moves the PSP's clock on.
+    pub(crate) async fn advance_psp(&self, by: Duration) {
+        let body = serde_json::json!({"advance_seconds": by.as_secs()});
+        let url = format!("{}/simulator/clock", self.psp_url);
+        let answer = self.http.post(url).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     }
 
     /// Sends a request for this payment method; returns its payment order.
