@@ -7,9 +7,10 @@
 //!                                      │          │
 //!             PSP ─▶ webhooks ─────────└─ record ◀┘   result + event in one transaction ─▶ outbox ─▶ (relay) psp-result-updates
 //! ```
-//! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`]; [`resolver`]
-//! takes up what was left in doubt; [`webhooks`] takes in what PSPs tell by themselves; [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`]
-//! the group commit.
+//! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`], in one
+//! [`lane`] per PSP with a [`breaker`]; [`resolver`] takes up what was left in doubt; [`webhooks`] takes in what PSPs tell by themselves;
+//! [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`] the group commit, [`clock`] what
+//! time it is.
 //!
 //! What happens if the process dies
 //! - E1, before a call: the attempt is written down, nothing was sent. The lease runs out; the resolver looks the payment up, or sends
@@ -23,12 +24,14 @@
 //!
 //! Before all this, a request that is not in the inbox yet is still on the topic: offsets are committed after the database.
 
+pub mod breaker;
 pub mod clock;
 pub mod config;
 pub mod course;
 pub mod executor;
 pub mod group;
 pub mod intake;
+pub mod lane;
 pub mod metrics;
 pub mod psp;
 pub mod record;
@@ -50,7 +53,7 @@ use crate::{
     executor::{Executor, Pace},
     intake::Intake,
     metrics::Metrics,
-    psp::{Psps, stripe::Stripe},
+    psp::settings::Mode,
     store::Queue,
     webhooks::{Webhooks, decision::Rules, listener, processing::Processing},
 };
@@ -66,13 +69,7 @@ pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()>
 /// Carries out payment orders until asked to stop.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate()?;
-    let stripe = Stripe::new(
-        &config.stripe_base_url,
-        &config.stripe_secret_key,
-        config.psp_timeout,
-        config.concurrency + config.resolve_concurrency,
-    )?;
-    let psps = Psps::new([Arc::new(stripe) as Arc<dyn psp::Psp>]);
+    let psps = config.psps.build(config.psp_timeout, config.concurrency + config.resolve_concurrency)?;
     let registry = admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
     let metrics = Metrics::new(&registry, &psps)?;
     let readiness = admin::Readiness::default();
@@ -86,7 +83,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let decoder = Decoder::new(Arc::new(Registry::new(&config.registry.schema_registry_url)?))?;
     let parts = (pool.clone(), psps.clone(), metrics.clone());
     let intake = Intake::new(&config, decoder, parts, Arc::clone(&wake), shutdown.clone())?;
-    let executor = Executor::new(&config, pool.clone(), psps.clone(), metrics.clone(), shutdown.clone());
+    let executor = Executor::new(&config, pool.clone(), &psps, metrics.clone(), shutdown.clone());
     let pace = Pace {
         queue: Queue::Queued,
         concurrency: config.concurrency,
@@ -96,7 +93,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.spawn("intake", intake.run());
     shutdown.spawn("resolver", resolver::run(executor.clone(), config.resolve_concurrency));
     shutdown.spawn("executor", executor.run(pace, wake));
-    webhooks(&config, &pool, &psps, &metrics, listener, &shutdown)?;
+    webhooks(&config, &pool, &metrics, listener, &shutdown)?;
     shutdown.spawn("gauges", resolver::watch(pool, metrics, shutdown.clone()));
     readiness.set(true);
     tracing::info!(psp_timeout = ?config.psp_timeout, lease = ?config.lease(), concurrency = config.concurrency, "executor is ready");
@@ -123,7 +120,6 @@ async fn webhooks_listener(config: &Config) -> anyhow::Result<Option<TcpListener
 fn webhooks(
     config: &Config,
     pool: &PgPool,
-    psps: &Psps,
     metrics: &Metrics,
     listener: Option<TcpListener>,
     shutdown: &Shutdown,
@@ -137,14 +133,12 @@ fn webhooks(
     let processing = Processing {
         pool: pool.clone(),
         ladder: record::Ladder::of(config),
-        psps: psps.clone(),
         metrics: metrics.clone(),
         clock: config.clock.clone(),
         rules: Rules {
             orphans_for: config.webhooks.webhook_orphans_for,
             retention: config.webhooks.webhook_retention,
-            // Live keys are refused.
-            live: false,
+            live: config.psps.mode == Mode::Live,
         },
     };
     shutdown.spawn("webhooks kept", processing.clone().watch(shutdown.clone()));

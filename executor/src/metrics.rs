@@ -7,7 +7,8 @@ use prometheus::{
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 
 use crate::{
-    psp::{Answer, Operation, Psps},
+    breaker::State,
+    psp::{Answer, Operation, Psps, declines::Kind},
     record::Source,
     request::Reason,
     webhooks::{Refusal, Sender, decision::Outcome},
@@ -26,8 +27,16 @@ pub struct Metrics {
     pub requests_duplicate: IntCounter,
     /// Records that could not be taken in, by reason.
     pub requests_quarantined: IntCounterVec,
-    /// Calls to PSPs, by what came of them.
+    /// Calls to PSPs, by what came of them; each try is one.
     pub psp_requests: IntCounterVec,
+    /// Tries after the first of a call.
+    pub psp_retries: IntCounterVec,
+    /// Declines, by what kind of "no" they are.
+    pub psp_declines: IntCounterVec,
+    /// Circuit breakers: 0 closed, 1 half open, 2 open.
+    pub psp_circuit_state: IntGaugeVec,
+    /// How often a circuit was opened.
+    pub psp_circuit_opened: IntCounterVec,
     /// How long calls to PSPs took.
     pub psp_request_duration: HistogramVec,
     /// Results recorded, by who brought them. What was known already is not counted.
@@ -81,6 +90,27 @@ impl Metrics {
                 &["reason"],
             )?,
             psp_requests: counters("psp_requests_total", "Calls to PSPs.", &["psp", "operation", "outcome"])?,
+            psp_retries: counters(
+                "psp_retries_total",
+                "Tries after the first of a call to a PSP.",
+                &["psp", "operation"],
+            )?,
+            psp_declines: counters("psp_declines_total", "Declines, by their kind.", &["psp", "kind"])?,
+            psp_circuit_state: add(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "psp_circuit_state",
+                        "Circuit breaker to a PSP: 0 closed, 1 half open, 2 open.",
+                    ),
+                    &["psp"],
+                )?,
+            )?,
+            psp_circuit_opened: counters(
+                "psp_circuit_opened_total",
+                "How often the circuit to a PSP was opened.",
+                &["psp"],
+            )?,
             psp_request_duration: add(registry, HistogramVec::new(duration, &["psp", "operation"])?)?,
             results_recorded: counters(
                 "results_recorded_total",
@@ -133,7 +163,13 @@ impl Metrics {
             self.requests_quarantined.with_label_values(&[reason.as_str()]);
         }
         for psp in psps.iter() {
+            self.psp_circuit_state.with_label_values(&[psp.label()]).set(State::Closed.gauge());
+            self.psp_circuit_opened.with_label_values(&[psp.label()]);
+            for kind in Kind::ALL {
+                self.psp_declines.with_label_values(&[psp.label(), kind.label()]);
+            }
             for operation in Operation::ALL {
+                self.psp_retries.with_label_values(&[psp.label(), operation.label()]);
                 self.psp_request_duration.with_label_values(&[psp.label(), operation.label()]);
                 for outcome in Answer::LABELS {
                     self.psp_requests.with_label_values(&[psp.label(), operation.label(), outcome]);

@@ -247,12 +247,11 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::psp::{Psp, stripe::Stripe};
+    use crate::psp::{Psp, http::Site, stripe::Stripe};
 
     fn psps() -> Psps {
-        let stripe =
-            Stripe::new("http://127.0.0.1:1", &SecretString::from("sk_test_x"), Duration::from_secs(1), 1)
-                .unwrap();
+        let site = Site::new("http://127.0.0.1:1", Duration::from_secs(1));
+        let stripe = Stripe::new(&site, &SecretString::from("sk_test_x")).unwrap();
         Psps::new([Arc::new(stripe) as Arc<dyn Psp>])
     }
 

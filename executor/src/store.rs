@@ -92,33 +92,52 @@ pub struct Candidate {
     pub reference: Option<String>,
     /// When its first call was written down.
     pub first_attempt_at: Option<OffsetDateTime>,
+    /// One of its calls may have been executed: not all of them were turned away.
+    pub in_doubt: bool,
 }
 
-/// Locks up to `limit` orders that are due and that nobody else is claiming. What is due by time follows a clock that is `ahead` of the
-/// database's; leases follow the database's.
+/// Locks up to `limit` orders of a PSP that are due and that nobody else is claiming. What is due by time follows a
+/// clock that is `ahead` of the database's; leases follow the database's.
 pub async fn lock_due(
     tx: &mut PgConnection,
     queue: Queue,
+    psp: &str,
     limit: i64,
     ahead: Duration,
 ) -> Result<Vec<Candidate>, sqlx::Error> {
     let sql = match queue {
         Queue::Queued => {
-            "SELECT * FROM executor.inbox WHERE state = 'QUEUED' AND due_at <= now() + make_interval(secs => $2)
-             ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED"
+            "WITH due AS (
+                 SELECT * FROM executor.inbox WHERE state = 'QUEUED' AND psp = $2 AND due_at <= now() + make_interval(secs => $3)
+                 ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+             )"
         }
         Queue::Due => {
             "WITH resolving AS (
-                 SELECT * FROM executor.inbox WHERE state = 'RESOLVING' AND due_at <= now() + make_interval(secs => $2)
+                 SELECT * FROM executor.inbox WHERE state = 'RESOLVING' AND psp = $2 AND due_at <= now() + make_interval(secs => $3)
                  ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
              ), lapsed AS (
-                 SELECT * FROM executor.inbox WHERE state = 'IN_FLIGHT' AND lease_until <= now()
+                 SELECT * FROM executor.inbox WHERE state = 'IN_FLIGHT' AND psp = $2 AND lease_until <= now()
                  ORDER BY lease_until LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
-             )
-             SELECT * FROM lapsed UNION ALL SELECT * FROM resolving LIMIT $1"
+             ), due AS (
+                 SELECT * FROM lapsed UNION ALL SELECT * FROM resolving LIMIT $1
+             )"
         }
     };
-    sqlx::query(sql).bind(limit).bind(ahead.as_secs_f64()).try_map(candidate).fetch_all(tx).await
+    // Whether a call may have been executed is asked only of orders that were called for before.
+    let sql = format!(
+        "{sql} SELECT due.*, due.first_attempt_at IS NOT NULL AND EXISTS (
+                          SELECT FROM executor.psp_attempts a
+                          WHERE a.payment_order_id = due.payment_order_id AND a.verdict IS DISTINCT FROM 'LATER') AS in_doubt
+         FROM due"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(limit)
+        .bind(psp)
+        .bind(ahead.as_secs_f64())
+        .try_map(candidate)
+        .fetch_all(tx)
+        .await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature of try_map")]
@@ -136,6 +155,7 @@ fn candidate(row: PgRow) -> Result<Candidate, sqlx::Error> {
         traceparent: row.try_get("traceparent")?,
         reference: row.try_get("psp_reference")?,
         first_attempt_at: row.try_get("first_attempt_at")?,
+        in_doubt: row.try_get("in_doubt")?,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis::telemetry::TraceContext;
-use executor::psp::{Operation, Order, Psp, stripe::Stripe};
+use executor::psp::{Operation, Order, Psp, http::Site, stripe::Stripe};
 use schema::payment_order_requested::PaymentOrderRequestedEvent;
 use secrecy::SecretString;
 use time::OffsetDateTime;
@@ -92,8 +92,8 @@ pub(crate) async fn claimed(
 }
 
 fn stripe(world: &World) -> (Arc<Stripe>, impl Fn(&PaymentOrderRequestedEvent) -> Order) {
-    let key = SecretString::from("sk_test_executor");
-    let stripe = Stripe::new(&world.psp_url, &key, Duration::from_secs(5), 4).unwrap();
+    let site = Site::new(&world.psp_url, Duration::from_secs(5));
+    let stripe = Stripe::new(&site, &SecretString::from("sk_test_executor")).unwrap();
     let order = |event: &PaymentOrderRequestedEvent| Order {
         payment_order_id: event.payment_order_id,
         psp: event.psp.clone(),
