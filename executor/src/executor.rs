@@ -115,17 +115,8 @@ impl Executor {
         let findings = Group::start("results", WRITERS, &shutdown, move |group| {
             record::record(to_record.clone(), ladder.clone(), group)
         });
-        Self {
-            clock: config.clock.clone(),
-            pool,
-            lanes,
-            metrics,
-            shutdown,
-            lease,
-            psp_timeout,
-            advances,
-            findings,
-        }
+        let clock = config.clock.clone();
+        Self { clock, pool, lanes, metrics, shutdown, lease, psp_timeout, advances, findings }
     }
 
     /// Claims and carries out orders until asked to stop, in each lane by itself; then finishes the calls in flight.
@@ -221,8 +212,8 @@ impl Executor {
         transaction(&self.pool, move |tx| {
             Box::pin(async move {
                 let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-                let ahead = executor.clock.ahead();
-                let candidates = store::lock_due(tx, queue, lane.psp.name(), limit, ahead).await?;
+                let candidates =
+                    store::lock_due(tx, queue, lane.psp.name(), limit, executor.clock.ahead()).await?;
                 if candidates.is_empty() {
                     return Ok(vec![]);
                 }

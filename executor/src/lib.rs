@@ -9,7 +9,8 @@
 //! ```
 //! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`], in one
 //! [`lane`] per PSP with a [`breaker`]; [`resolver`] takes up what was left in doubt; [`webhooks`] takes in what PSPs tell by themselves;
-//! [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`] the group commit.
+//! [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`] the group commit, [`clock`] what
+//! time it is.
 //!
 //! What happens if the process dies
 //! - E1, before a call: the attempt is written down, nothing was sent. The lease runs out; the resolver looks the payment up, or sends
@@ -53,7 +54,7 @@ use crate::{
     executor::{Executor, Pace},
     intake::Intake,
     metrics::Metrics,
-    psp::{Psps, settings::Mode},
+    psp::settings::Mode,
     store::Queue,
     webhooks::{Webhooks, decision::Rules, listener, processing::Processing},
 };
@@ -93,7 +94,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.spawn("intake", intake.run());
     shutdown.spawn("resolver", resolver::run(executor.clone(), config.resolve_concurrency));
     shutdown.spawn("executor", executor.run(pace, wake));
-    webhooks(&config, &pool, &psps, &metrics, listener, &shutdown)?;
+    webhooks(&config, &pool, &metrics, listener, &shutdown)?;
     shutdown.spawn("gauges", resolver::watch(pool, metrics, shutdown.clone()));
     readiness.set(true);
     tracing::info!(psp_timeout = ?config.psp_timeout, lease = ?config.lease(), concurrency = config.concurrency, "executor is ready");
@@ -120,7 +121,6 @@ async fn webhooks_listener(config: &Config) -> anyhow::Result<Option<TcpListener
 fn webhooks(
     config: &Config,
     pool: &PgPool,
-    psps: &Psps,
     metrics: &Metrics,
     listener: Option<TcpListener>,
     shutdown: &Shutdown,
@@ -134,7 +134,6 @@ fn webhooks(
     let processing = Processing {
         pool: pool.clone(),
         ladder: record::Ladder::of(config),
-        psps: psps.clone(),
         metrics: metrics.clone(),
         clock: config.clock.clone(),
         rules: Rules {

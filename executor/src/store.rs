@@ -96,8 +96,8 @@ pub struct Candidate {
     pub in_doubt: bool,
 }
 
-/// Locks up to `limit` orders of a PSP that are due and that nobody else is claiming. What is due by time follows a clock that is
-/// `ahead` of the database's; leases follow the database's.
+/// Locks up to `limit` orders of a PSP that are due and that nobody else is claiming. What is due by time follows a
+/// clock that is `ahead` of the database's; leases follow the database's.
 pub async fn lock_due(
     tx: &mut PgConnection,
     queue: Queue,

@@ -16,7 +16,7 @@ use anyhow::anyhow;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{Meaning, Refusal, Sender, arrived::Arrived};
-use crate::psp::{Answer, Order, Verdict, code};
+use crate::psp::{Answer, Order, Verdict, adyen::CURRENCIES, code};
 
 /// Most items of one request. Adyen sends one, or a handful.
 const ITEMS_MAX: usize = 100;
@@ -151,8 +151,8 @@ pub(super) fn concerns(event_code: &str) -> bool {
     )
 }
 
-/// What an event means for its order. `ours` is the order's amount as Adyen counts it; None if it cannot be expressed.
-pub(super) fn meaning(event: &Value, order: &Order, ours: Option<i64>) -> Meaning {
+/// What an event means for its order.
+pub(super) fn meaning(event: &Value, order: &Order) -> Meaning {
     let item = &event["notificationItems"][0]["NotificationRequestItem"];
     let (kind, success) = (item["eventCode"].as_str().unwrap_or_default(), text(&item["success"]));
     let success = success.as_deref() == Some("true");
@@ -163,7 +163,7 @@ pub(super) fn meaning(event: &Value, order: &Order, ours: Option<i64>) -> Meanin
     // What is said about a payment's cancellation or capture has a reference of its own beside that of the payment.
     let (own, original) = (&item["pspReference"], &item["originalReference"]);
     match (kind, success) {
-        ("AUTHORISATION", true) => Meaning::Evidence(match mismatch(item, order, ours) {
+        ("AUTHORISATION", true) => Meaning::Evidence(match mismatch(item, order) {
             Some(text) => of(Verdict::AmountMismatch, own).error(code::AMOUNT_MISMATCH, &text),
             None => of(Verdict::Succeeded, own),
         }),
@@ -181,13 +181,16 @@ pub(super) fn meaning(event: &Value, order: &Order, ours: Option<i64>) -> Meanin
     }
 }
 
-fn mismatch(item: &Value, order: &Order, ours: Option<i64>) -> Option<String> {
-    let (value, currency) = (text(&item["amount"]["value"]), item["amount"]["currency"].as_str());
-    let value: Option<i64> = value.and_then(|value| value.parse().ok());
-    if value.is_some() && value == ours && currency == Some(order.currency.as_str()) {
+/// Adyen's amount or currency is not ours.
+fn mismatch(item: &Value, order: &Order) -> Option<String> {
+    let (value, currency) =
+        (text(&item["amount"]["value"]).unwrap_or_default(), item["amount"]["currency"].as_str());
+    let minor = value.parse().ok().and_then(|value| CURRENCIES.to_minor(value, currency?));
+    if minor == Some(order.amount_minor) && currency == Some(order.currency.as_str()) {
         return None;
     }
-    Some(format!("the PSP says {value:?} {currency:?}, expected {ours:?} {}", order.currency))
+    let (ours, currency) = (order.amount_minor, currency.unwrap_or_default());
+    Some(format!("the PSP says {value} {currency}, expected {ours} minor units of {}", order.currency))
 }
 
 /// A refusal with its reason, which is a text here: the number that answers have beside it is missing.
@@ -352,10 +355,12 @@ mod tests {
             expires_at: OffsetDateTime::UNIX_EPOCH,
         };
         let told = |kind: &str, success: &str, value: i64, currency: &str| {
+            let order =
+                Order { currency: if currency == "ISK" { "ISK" } else { "EUR" }.into(), ..order.clone() };
             let item = json!({"pspReference": "PSP1", "originalReference": "ORIG1", "eventCode": kind, "success": success,
                 "reason": "why", "amount": {"value": value, "currency": currency}});
             let event = json!({"live": "false", "notificationItems": [{"NotificationRequestItem": item}]});
-            match meaning(&event, &order, Some(1130)) {
+            match meaning(&event, &order) {
                 Meaning::Evidence(answer) => {
                     format!("{:?} {:?} {:?}", answer.verdict, answer.reference, answer.error_code)
                 }
@@ -367,6 +372,9 @@ mod tests {
         let mismatch = psp1("AmountMismatch", "Some(\"AMOUNT_MISMATCH\")");
         assert_eq!(told("AUTHORISATION", "true", 1130, "EUR"), psp1("Succeeded", "None"));
         assert_eq!(told("AUTHORISATION", "true", 1131, "EUR"), mismatch);
+        // Adyen counts it in hundredths, which ISO 4217 does not.
+        assert_eq!(told("AUTHORISATION", "true", 113_000, "ISK"), psp1("Succeeded", "None"));
+        assert_eq!(told("AUTHORISATION", "true", 1130, "ISK"), mismatch);
         assert_eq!(told("AUTHORISATION", "true", 1130, "USD"), mismatch);
         assert_eq!(told("AUTHORISATION", "false", 1130, "EUR"), psp1("Cancelled", "Some(\"refused\")"));
         for kind in ["CANCELLATION", "TECHNICAL_CANCEL"] {

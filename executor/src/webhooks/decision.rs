@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{Meaning, Sender, adyen, stripe};
 use crate::{
-    psp::{Answer, Order, Psps, Verdict, code},
+    psp::{Answer, Order, Verdict, code},
     record::State,
 };
 
@@ -139,13 +139,7 @@ pub struct Rules {
 }
 
 /// What follows from an event, by what is known of its order. Pure.
-pub(super) fn decide(
-    stored: &Stored,
-    known: Option<&Known>,
-    psps: &Psps,
-    rules: Rules,
-    now: OffsetDateTime,
-) -> Turn {
+pub(super) fn decide(stored: &Stored, known: Option<&Known>, rules: Rules, now: OffsetDateTime) -> Turn {
     let event = serde_json::from_slice::<Value>(&stored.body).ok().filter(Value::is_object);
     let (Some(sender), Some(event)) = (Sender::from_name(&stored.psp), event) else {
         return Turn::Done(Outcome::Unreadable);
@@ -175,18 +169,13 @@ pub(super) fn decide(
     }
     let meaning = match sender {
         Sender::Stripe => stripe::meaning(&event, &known.order),
-        Sender::Adyen => adyen::meaning(&event, &known.order, amount(&known.order, psps)),
+        Sender::Adyen => adyen::meaning(&event, &known.order),
     };
     match meaning {
         Meaning::Nothing => Turn::Done(Outcome::Ignored),
         Meaning::Evidence(answer) => evidence(known, answer, stored.received_at),
         Meaning::Hint(answer) => hint(known, answer, stored.received_at),
     }
-}
-
-/// The order's amount as its PSP counts it; None if it cannot be expressed.
-fn amount(order: &Order, _psps: &Psps) -> Option<i64> {
-    Some(order.amount_minor)
 }
 
 /// How the payment ended. While a call for the order is under way only what is about money counts at once: what else there is to say
@@ -225,10 +214,12 @@ fn ended(answer: &Answer) -> Option<(PspStatus, Option<String>)> {
         | Verdict::Unconfirmed
         | Verdict::ActionRequired
         | Verdict::Declined
+        | Verdict::CancelAccepted
         | Verdict::Refused
         | Verdict::WrongState
         | Verdict::IdempotencyMismatch
         | Verdict::Unclear
+        | Verdict::BeingExecuted
         | Verdict::Later => None,
     }
 }
@@ -293,7 +284,7 @@ mod tests {
     }
 
     fn decided(stored: &Stored, known: Option<&Known>) -> Turn {
-        decide(stored, known, &Psps::new([]), RULES, OffsetDateTime::UNIX_EPOCH)
+        decide(stored, known, RULES, OffsetDateTime::UNIX_EPOCH)
     }
 
     /// R record, W wake, a again, k known.
@@ -403,7 +394,7 @@ mod tests {
             [(0, Turn::Again), (599, Turn::Again), (600, Turn::Done(Outcome::UnknownOrder))]
         {
             let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(seconds);
-            assert_eq!(decide(&event, None, &Psps::new([]), RULES, now), turn, "{seconds}");
+            assert_eq!(decide(&event, None, RULES, now), turn, "{seconds}");
         }
     }
 }

@@ -27,7 +27,6 @@ use super::{
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    psp::Psps,
     record::{self, Finding, Ladder, Recorded, Source},
     store::webhooks as store,
 };
@@ -86,8 +85,6 @@ pub struct Processing {
     pub pool: PgPool,
     /// When orders whose result is not final are looked at.
     pub ladder: Ladder,
-    /// How PSPs count amounts.
-    pub psps: Psps,
     /// Metrics.
     pub metrics: Metrics,
     /// What time it is.
@@ -211,7 +208,7 @@ impl Processing {
             let known =
                 known.iter().find(|known| Some(known.order.payment_order_id) == stored.payment_order_id);
             let mut finding = false;
-            let end = match decide(&stored, known, &self.psps, self.rules, now) {
+            let end = match decide(&stored, known, self.rules, now) {
                 Turn::Done(outcome) => End::Done(outcome),
                 Turn::Again => End::Again(pause(stored.tries)),
                 Turn::Wake(reference) => {

@@ -12,7 +12,13 @@ const CROWD: usize = 500;
 async fn all_are_charged_once(payment_method: &str) {
     let world = World::new("crowd").await;
     // A timeout as short as can be: most of the calls wait for it.
-    let running = world.start(&["--psp-timeout=500ms", "--lease=2s", "--resolve-concurrency=64"]);
+    // And no pause worth speaking of when they have: that is another test.
+    let running = world.start(&[
+        "--psp-timeout=500ms",
+        "--lease=2s",
+        "--resolve-concurrency=64",
+        "--breaker-pause=20ms",
+    ]);
     let events: Vec<PaymentOrderRequestedEvent> = (0..CROWD).map(|_| request(payment_method)).collect();
     world.send_all(&events).await;
     let count = i64::try_from(CROWD).unwrap();
@@ -54,4 +60,9 @@ async fn five_hundred_whose_answers_never_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_that_are_answered_with_an_error() {
     all_are_charged_once("pm_sim_error_after_charge").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_whose_connections_are_reset() {
+    all_are_charged_once("pm_sim_reset_after_charge").await;
 }

@@ -391,6 +391,8 @@ impl Plan<'_> {
             ("RESOLVE_AFTER", "200ms".to_owned()),
             ("RESOLVE_THEN", LADDER.to_owned()),
             ("CONCURRENCY", "16".to_owned()),
+            // Faults are short here: so are the pauses after them.
+            ("BREAKER_PAUSE", "200ms".to_owned()),
             ("DATABASE_POOL_SIZE", "4".to_owned()),
             ("ADMIN_LISTEN", admin.clone()),
         ];
