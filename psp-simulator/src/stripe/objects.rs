@@ -27,7 +27,7 @@ pub(crate) struct Intent {
 }
 
 /// What a PaymentIntent was created with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Terms {
     pub(crate) amount: i64,
     pub(crate) currency: Arc<str>,
