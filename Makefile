@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test test-contracts bench-relay bench-executor lint sql stop clean setup
+.PHONY: help demo run faults test test-contracts bench-relay bench-takeover bench-executor lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -39,6 +39,10 @@ RATES ?= 100,1000,3000
 SECONDS ?= 20
 SAVES ?= 100000
 PEER ?=
+
+# What `make bench-takeover` does unless it is told otherwise: so many leaders are killed beside so many events that wait.
+PENDING ?= 10000000
+TAKEOVERS ?= 5
 
 # What `make bench-executor` does unless it is told otherwise, SECONDS included.
 ORDERS ?= 20000
@@ -102,6 +106,10 @@ bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES=
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
 		--saves $(SAVES) $(if $(PEER),--peer $(PEER))
+
+bench-takeover: setup ## Measure how long nobody publishes after a leader's SIGKILL (PENDING= TAKEOVERS=)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-takeover --pending $(PENDING) --kills $(TAKEOVERS)
 
 bench-executor: setup ## Measure the executor: results per second, request to result, cost (ORDERS= ORDER_RATES= SECONDS=)
 	@$(CARGO) build --release --workspace --bins

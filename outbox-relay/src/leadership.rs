@@ -153,9 +153,9 @@ async fn hold(
     standing_by: impl Fn(bool),
 ) -> anyhow::Result<()> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-    let (mut connection, key) = loop {
+    let (mut connection, key, session) = loop {
         tokio::select! {
-            attempt = stand_by(url, relay, &standing_by) => match attempt {
+            attempt = take(url, relay, proof, &standing_by) => match attempt {
                 Ok(taken) => break taken,
                 Err(error) => {
                     standing_by(false);
@@ -166,8 +166,6 @@ async fn hold(
             () = release.cancelled() => return Ok(()),
         }
     };
-    let session =
-        prove(&mut connection, key, proof).await?.context("the lock just taken is not in pg_locks")?;
     if acquired.send(()).is_err() {
         return Ok(());
     }
@@ -191,6 +189,20 @@ async fn hold(
             None => bail!("this session no longer holds the lock"),
         }
     }
+}
+
+/// Stands by until the lock is there, and proven. Returns the session that holds it, its number, and the server process behind it. A
+/// session that ends between the two is like one that ends before: somebody else may lead by now.
+async fn take(
+    url: &SecretString,
+    relay: &str,
+    proof: &Proof,
+    standing_by: &impl Fn(bool),
+) -> anyhow::Result<(PgConnection, i64, i32)> {
+    let (mut connection, key) = stand_by(url, relay, standing_by).await?;
+    let session =
+        prove(&mut connection, key, proof).await?.context("the lock just taken is not in pg_locks")?;
+    Ok((connection, key, session))
 }
 
 /// Tries for the lock until it is there. Returns the session that holds it, and its number.

@@ -17,6 +17,7 @@ mod peer;
 mod raw;
 mod report;
 mod site;
+pub mod takeover;
 mod topics;
 
 use std::fs;

@@ -190,7 +190,9 @@ async fn one(rig: &mut Rig, episode: Episode) -> Result<Passed> {
         }
     }
     rig.writers.go();
+    let heal = Instant::now();
     rig.heal().await.with_context(|| format!("heal after episode {}: {}", episode.number, episode.kind))?;
+    let (healing, rest) = (heal.elapsed(), Instant::now());
     tokio::time::sleep(RUN_UP).await;
     if let Err(error) = rig.come_to_rest().await {
         troubles.push(format!("{error:#}"));
@@ -216,5 +218,7 @@ async fn one(rig: &mut Rig, episode: Episode) -> Result<Passed> {
         notes: rig.take_notes(),
         troubles,
         took: begun.elapsed(),
+        healing,
+        resting: rest.elapsed(),
     })
 }

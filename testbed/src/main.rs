@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use testbed::bench::executor::{self, Bench as ExecutorBench};
+use testbed::bench::takeover::{self, Takeovers};
 use testbed::bench::{self, Bench, Peer};
 use testbed::demo::{self, Demo, Scenario};
 use testbed::faults::{self, Family, Faults};
@@ -107,6 +108,15 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         seconds: u32,
     },
+    /// Measure how long nobody publishes after the SIGKILL of a leader, beside a large backlog.
+    BenchTakeover {
+        /// Events that wait.
+        #[arg(long, default_value_t = 10_000_000)]
+        pending: u32,
+        /// Leaders that are killed, one after the other.
+        #[arg(long, default_value_t = 5)]
+        kills: u32,
+    },
     /// Run a query and print its result as a table.
     Sql {
         /// The database: `payments` or `executor`.
@@ -168,6 +178,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::BenchExecutor { orders, rates, seconds } => {
             return benchmark_executor(&ExecutorBench { orders, rates, seconds }).await;
+        }
+        Command::BenchTakeover { pending, kills } => {
+            return measure_takeovers(Takeovers { pending, kills }).await;
         }
         Command::Sql { db, role, query } => {
             let stack =
@@ -257,6 +270,21 @@ async fn benchmark_executor(bench: &ExecutorBench) -> Result<ExitCode> {
     let Some(report) = executor::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
     println!("{}", report.table);
     println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The last line on stdout is what was measured, as JSON.
+async fn measure_takeovers(takeovers: Takeovers) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(measured) = takeover::run(takeovers, interrupted).await? else {
+        return Ok(ExitCode::from(130));
+    };
+    println!("{}", measured.table());
+    println!("{}", measured.json());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -76,6 +76,14 @@ impl Service {
         daemon.ready(READY_LIMIT, || answers(&client, &self.spec.ready_url)).await
     }
 
+    /// Whether it says at this moment that it is ready.
+    pub async fn ready(&self) -> bool {
+        match client() {
+            Ok(client) => answers(&client, &self.spec.ready_url).await,
+            Err(_) => false,
+        }
+    }
+
     /// Whether it runs.
     pub fn running(&self) -> bool {
         self.part.running().is_some()

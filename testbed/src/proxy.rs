@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 use std::io::{Error, ErrorKind};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -53,6 +54,8 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
+    /// The port of the upstream.
+    upstream: AtomicU16,
     rules: watch::Sender<Rules>,
     /// Bytes that may still pass before a connection is cut, per direction.
     left: [Mutex<Option<usize>>; 2],
@@ -74,18 +77,24 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("bind a proxy")?;
         let port = listener.local_addr().context("address of a proxy")?.port();
         let shared = Arc::new(Shared {
+            upstream: AtomicU16::new(upstream),
             rules: watch::Sender::new(Rules::default()),
             left: Default::default(),
             ports: Mutex::default(),
         });
         let stop = CancellationToken::new();
-        tokio::spawn(accept(listener, upstream, Arc::clone(&shared), stop.clone()));
+        tokio::spawn(accept(listener, Arc::clone(&shared), stop.clone()));
         Ok(Proxy { port, shared, _stop: stop.drop_guard() })
     }
 
     /// Where clients connect to.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// From now on new connections go to another upstream, as when a service's address moves to another machine.
+    pub fn lead_to(&self, upstream: u16) {
+        self.shared.upstream.store(upstream, Ordering::Release);
     }
 
     /// Whether the upstream sees a connection of ours come from this port.
@@ -161,7 +170,7 @@ impl Shared {
     }
 }
 
-async fn accept(listener: TcpListener, upstream: u16, shared: Arc<Shared>, stop: CancellationToken) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let client = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -171,14 +180,15 @@ async fn accept(listener: TcpListener, upstream: u16, shared: Arc<Shared>, stop:
             },
             () = stop.cancelled() => return,
         };
-        tokio::spawn(carry(client, upstream, Arc::clone(&shared), stop.clone()));
+        tokio::spawn(carry(client, Arc::clone(&shared), stop.clone()));
     }
 }
 
 /// One connection, from its beginning to its end.
-async fn carry(mut client: TcpStream, upstream: u16, shared: Arc<Shared>, stop: CancellationToken) {
+async fn carry(mut client: TcpStream, shared: Arc<Shared>, stop: CancellationToken) {
     let mut rules = shared.rules.subscribe();
     let Rules { refusing, cuts, .. } = *rules.borrow();
+    let upstream = shared.upstream.load(Ordering::Acquire);
     let server = if refusing { None } else { TcpStream::connect(("127.0.0.1", upstream)).await.ok() };
     let Some(mut server) = server else {
         reset(&client);
@@ -373,6 +383,18 @@ mod tests {
         assert!(!proxy.cut_pending(Direction::Down));
         let mut client = connect(&proxy).await;
         assert_eq!(says(&mut client, b"once only").await.unwrap(), b"once only");
+    }
+
+    #[tokio::test]
+    async fn new_connections_go_where_the_address_has_moved_to() {
+        let (proxy, other) = (echo().await, echo().await);
+        let mut before = connect(&proxy).await;
+        says(&mut before, b"a").await.unwrap();
+        proxy.lead_to(other.port());
+        let mut after = connect(&proxy).await;
+        assert_eq!(says(&mut after, b"b").await.unwrap(), b"b");
+        assert_eq!((proxy.connections(), other.connections()), (2, 1));
+        assert_eq!(says(&mut before, b"c").await.unwrap(), b"c");
     }
 
     #[tokio::test]

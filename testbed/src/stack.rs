@@ -26,6 +26,7 @@ mod ports;
 mod postgres;
 mod records;
 mod registry;
+mod standby;
 
 use std::fs;
 use std::path::PathBuf;

@@ -41,3 +41,23 @@ fn the_relay_is_measured_and_the_last_line_says_everything() {
     let again = said.lines().find_map(|line| line.trim().strip_prefix("published again"));
     assert_eq!(again.map(str::trim), Some("0"), "{said}");
 }
+
+#[test]
+fn takeovers_are_measured_and_the_last_line_says_everything() {
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["bench-takeover", "--pending", "300000", "--kills", "1"])
+        .output()
+        .unwrap();
+    let (said, complained) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert!(output.status.success(), "{said}\n{complained}");
+    let measured: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(measured["takeovers"], 1, "{measured}");
+    assert!(measured["pending"].as_i64().is_some_and(|pending| pending > 0), "{measured}");
+    let (fenced, published) = (&measured["fenced_ms"], &measured["published_ms"]);
+    assert!(
+        fenced["p50"].as_f64() > Some(0.0) && fenced["max"].as_f64() < published["max"].as_f64(),
+        "{measured}"
+    );
+    assert!(measured["published_again"].as_i64() >= Some(0), "{measured}");
+}

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use outbox_relay::{leadership, store, window::Cursor};
+use testbed::proxy::{Direction, Proxy};
 
 use crate::rig::{Rig, eventually};
 
@@ -90,6 +91,47 @@ async fn a_leader_that_lost_its_session_knows_it_before_it_produces_again() -> a
         tokio::time::timeout(leadership::PROOF_MAX_AGE + Duration::from_secs(2), lock.lost.cancelled()).await;
     assert!(lost.is_ok(), "the ping must notice");
     assert!(lock.proof().ensure_proven().is_err());
+    lock.release().await;
+    Ok(())
+}
+
+/// The answer to a try comes late, and its session is gone by then: nothing is led, and nobody ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_whose_session_ends_at_the_moment_it_gets_the_lock_stands_by_again() -> anyhow::Result<()> {
+    let rig = Rig::without_topic("late").await?;
+    let mut superuser = rig.connect("postgres").await?;
+    let proxy = Proxy::start(rig.database.server().port).await?;
+    let shutdown = chassis::shutdown::Shutdown::new();
+    let mut leader = rig.connect("relay").await?;
+    let key = store::lock_key(&mut leader, "relay").await?;
+    assert!(store::try_lock(&mut leader, key).await?);
+    let url = format!("postgres://relay@127.0.0.1:{}/{}", proxy.port(), rig.database.name).into();
+    let waiting = shutdown.clone();
+    let standby = tokio::spawn(async move { leadership::acquire(&url, "relay", &waiting, |_| {}).await });
+    let standing_by = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox-relay lock' \
+                       AND query LIKE '%try_advisory%'";
+    let mut session: Option<i32> = None;
+    eventually(Duration::from_secs(10), "it stands by", async || {
+        session = sqlx::query_scalar(standing_by).fetch_optional(&mut superuser).await?;
+        Ok(session.is_some())
+    })
+    .await?;
+    proxy.stall(Direction::Down);
+    store::unlock(&mut leader, key).await?;
+    eventually(Duration::from_secs(10), "it has the lock, and does not know it", async || {
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = $1)",
+        )
+        .bind(session)
+        .fetch_one(&mut superuser)
+        .await?)
+    })
+    .await?;
+    sqlx::query("SELECT pg_terminate_backend($1, 5000)").bind(session).execute(&mut superuser).await?;
+    proxy.heal();
+    let lock = tokio::time::timeout(Duration::from_secs(20), standby).await??;
+    let lock = lock?.unwrap();
+    lock.proof().ensure_proven()?;
     lock.release().await;
     Ok(())
 }

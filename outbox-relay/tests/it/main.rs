@@ -8,6 +8,7 @@ mod interleavings;
 mod leadership;
 mod parking;
 mod plan;
+mod promotion;
 mod publication;
 mod retention;
 mod rig;

@@ -62,11 +62,16 @@ impl Site {
 
     /// The relay with its default settings. It is not started yet.
     pub(super) fn relay(&self) -> Result<Service> {
+        self.relay_named(RELAY)
+    }
+
+    /// The same relay as another process, which logs under this name.
+    pub(super) fn relay_named(&self, name: &str) -> Result<Service> {
         let admin = format!("127.0.0.1:{}", free_port()?);
         let mut environment = self.environment();
         environment.push(("ADMIN_LISTEN".to_owned(), admin.clone()));
         let spec = Spec {
-            name: RELAY.to_owned(),
+            name: name.to_owned(),
             program: binary("outbox-relay")?,
             arguments: vec!["run".to_owned()],
             environment,

@@ -127,7 +127,14 @@ pub(super) fn read_all(bootstrap: &str, topic: &str, partitions: i32, limit: Dur
     let (mut records, mut left) = (Vec::new(), BTreeMap::new());
     let mut assignment = TopicPartitionList::new();
     for partition in 0..partitions {
-        let (low, high) = consumer.fetch_watermarks(topic, partition, CALL_LIMIT)?;
+        let (low, high) = loop {
+            match consumer.fetch_watermarks(topic, partition, CALL_LIMIT) {
+                Ok(ends) => break ends,
+                // A broker that was hurt in the last episode may need some time.
+                Err(_) if begun.elapsed() < limit => std::thread::sleep(POLL),
+                Err(error) => return Err(error).context("ask for the ends of the topic"),
+            }
+        };
         if low > 0 {
             bail!("partition {partition} begins at offset {low}");
         }
@@ -141,8 +148,7 @@ pub(super) fn read_all(bootstrap: &str, topic: &str, partitions: i32, limit: Dur
         if begun.elapsed() > limit {
             bail!("the topic is not read to its end after {limit:?}");
         }
-        let Some(message) = consumer.poll(POLL) else { continue };
-        let message = message?;
+        let Some(Ok(message)) = consumer.poll(POLL) else { continue };
         if left.get(&message.partition()).is_some_and(|end| message.offset() + 1 >= *end) {
             left.remove(&message.partition());
         }

@@ -35,6 +35,10 @@ pub struct Passed {
     pub troubles: Vec<String>,
     /// From its beginning to its books.
     pub took: Duration,
+    /// Of that: until one leads again and one stands by, after an event was readable again.
+    pub healing: Duration,
+    /// And until all that was written is applied.
+    pub resting: Duration,
 }
 
 impl Passed {
@@ -50,10 +54,12 @@ impl Passed {
         };
         let kind = kind.to_string();
         let mut line = format!(
-            "{place:>4}/{of}  --seed {seed} --only {number:<4} {kind:<32} {happened}; {:>4} events, {:>3} again; {:>4.1} s",
+            "{place:>4}/{of}  --seed {seed} --only {number:<4} {kind:<32} {happened}; {:>4} events, {:>3} again; {:>4.1} s ({:.1} to heal, {:.1} to rest)",
             self.events,
             self.duplicates,
-            self.took.as_secs_f64()
+            self.took.as_secs_f64(),
+            self.healing.as_secs_f64(),
+            self.resting.as_secs_f64(),
         );
         for more in [&self.how].into_iter().filter(|how| !how.is_empty()).chain(&self.notes) {
             // Writing into a string does not fail.
@@ -282,6 +288,8 @@ mod tests {
             notes: Vec::new(),
             troubles: Vec::new(),
             took: Duration::from_secs(1),
+            healing: Duration::ZERO,
+            resting: Duration::ZERO,
         }
     }
 

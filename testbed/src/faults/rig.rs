@@ -38,6 +38,8 @@ const LEAD_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(15);
 /// For the outbox to drain, and for the consumer to follow.
 const DRAIN_LIMIT: Duration = Duration::from_mins(1);
+/// For records beyond what the broker had called the end. What is missing then is lost.
+const LATE_LIMIT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// The outbox and everything around it.
@@ -62,6 +64,13 @@ pub(super) struct Seat {
     pub(super) broker: Proxy,
     /// Started with failpoints: not to be used after its episode.
     armed: bool,
+}
+
+/// A session that asks for the leader lock, or holds it.
+struct LockSession {
+    seat: usize,
+    pid: i32,
+    leads: bool,
 }
 
 /// A relay with failpoints that was given the leadership.
@@ -147,48 +156,74 @@ impl Rig {
 
     // ------------------------------------------------------------------------------------------------------- leadership
 
-    /// Which seat holds the leader lock: asked of the server, so that a relay that stands still is known too. None if none does, or
-    /// if the server does not answer.
-    pub(super) async fn leader(&self) -> Option<usize> {
-        let ports: Vec<i32> = sqlx::query_scalar(
-            "SELECT a.client_port FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-             WHERE l.locktype = 'advisory' AND l.granted AND a.usename = 'relay' AND a.datname = current_database()",
+    /// The sessions with which relays ask for the leader lock, or hold it: asked of the server, so that a relay that stands still is
+    /// known too. None if the server does not answer.
+    async fn lock_sessions(&self) -> Option<Vec<LockSession>> {
+        let sessions: Vec<(i32, i32, bool)> = sqlx::query_as(
+            "SELECT a.pid, a.client_port,
+                    EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted)
+             FROM pg_stat_activity a
+             WHERE a.usename = 'relay' AND a.datname = current_database() AND a.application_name = 'outbox-relay lock'",
         )
         .fetch_all(&self.superuser)
         .await
         .ok()?;
-        let owned =
-            |seat: &Seat| ports.iter().any(|port| u16::try_from(*port).is_ok_and(|p| seat.database.owns(p)));
-        self.seats.iter().position(owned)
+        let seat_of = |port: i32| {
+            let port = u16::try_from(port).ok()?;
+            self.seats.iter().position(|seat| seat.database.owns(port))
+        };
+        let known = sessions
+            .into_iter()
+            .filter_map(|(pid, port, leads)| Some(LockSession { seat: seat_of(port)?, pid, leads }));
+        Some(known.collect())
+    }
+
+    /// The session that holds the leader lock.
+    async fn leading_session(&self) -> Option<LockSession> {
+        self.lock_sessions().await?.into_iter().find(|session| session.leads)
+    }
+
+    /// Which seat leads. None if none does, or if the server does not answer.
+    pub(super) async fn leader(&self) -> Option<usize> {
+        self.leading_session().await.map(|session| session.seat)
     }
 
     /// Waits until one leads.
     pub(super) async fn leading(&self) -> Result<usize> {
-        self.other_leads(None, LEAD_LIMIT).await
+        self.led(LEAD_LIMIT, |_| true).await
     }
 
     /// Waits until one leads, and not this one.
-    pub(super) async fn other_leads(&self, than: Option<usize>, limit: Duration) -> Result<usize> {
+    pub(super) async fn other_leads(&self, than: usize, limit: Duration) -> Result<usize> {
+        self.led(limit, |session| session.seat != than).await
+    }
+
+    /// Waits until the leader lock is held by another session than this one: of another relay, or of the same one, if that was quicker.
+    pub(super) async fn led_anew(&self, than: i32, limit: Duration) -> Result<usize> {
+        self.led(limit, |session| session.pid != than).await
+    }
+
+    async fn led(&self, limit: Duration, wanted: impl Fn(&LockSession) -> bool) -> Result<usize> {
         let begun = Instant::now();
         loop {
-            match self.leader().await {
-                Some(leader) if Some(leader) != than => return Ok(leader),
-                _ => ensure!(begun.elapsed() < limit, "no relay leads after {limit:?}"),
+            match self.leading_session().await.filter(&wanted) {
+                Some(session) => return Ok(session.seat),
+                None => ensure!(begun.elapsed() < limit, "no relay leads after {limit:?}"),
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// The server ends the session that holds the leader lock. False if there was none.
-    pub(super) async fn end_lock_session(&self) -> Result<bool> {
-        let ended: i64 = sqlx::query_scalar(
-            "SELECT count(pg_terminate_backend(l.pid)) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-             WHERE l.locktype = 'advisory' AND l.granted AND a.usename = 'relay' AND a.datname = current_database()",
-        )
-        .fetch_one(&self.superuser)
-        .await
-        .context("end the session of the leader lock")?;
-        Ok(ended > 0)
+    /// The server ends the session that holds the leader lock. Returns its pid.
+    pub(super) async fn end_lock_session(&self) -> Result<i32> {
+        let session = self.leading_session().await.context("no session holds the leader lock")?;
+        let ended: bool = sqlx::query_scalar("SELECT pg_terminate_backend($1)")
+            .bind(session.pid)
+            .fetch_one(&self.superuser)
+            .await
+            .context("end the session of the leader lock")?;
+        ensure!(ended, "the session of the leader lock has ended by itself");
+        Ok(session.pid)
     }
 
     /// Starts a relay with these failpoints in the free seat, and hands leadership to it: the leader is asked to end, while the
@@ -232,9 +267,7 @@ impl Rig {
 
     /// Everything runs again as at the beginning: parts, proxies, one relay that leads and one that stands by.
     pub(super) async fn heal(&mut self) -> Result<()> {
-        // Parts that were not touched do not mind.
-        self.kafka.resume().ok();
-        self.registry.resume().ok();
+        self.mend_parts().await?;
         for seat in &mut self.seats {
             seat.database.heal();
             seat.broker.heal();
@@ -256,6 +289,20 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.leading().await.map(|_| ())
+    }
+
+    /// A fault that was broken off can leave a part stopped, or down.
+    async fn mend_parts(&self) -> Result<()> {
+        if self.postgres.pid().is_err() {
+            self.postgres.restart().await.context("start PostgreSQL again")?;
+        }
+        if self.kafka.resume().is_err() {
+            self.kafka.restart().await.context("start the broker again")?;
+        }
+        if self.registry.resume().is_err() {
+            self.registry.restart().await.context("start the registry again")?;
+        }
+        Ok(())
     }
 
     /// Relays with failpoints end.
@@ -294,14 +341,24 @@ impl Rig {
         Ok(())
     }
 
-    /// Whether one relay knows that it leads, and one that it does not: a leader that was replaced takes its time to find out.
+    /// Whether one relay leads and one stands by, for the server and in their own eyes: a leader that was replaced takes its time to
+    /// find out. If it was fenced, it then ends; until it has, it answers like one that stands by, but it no longer asks for the lock.
     async fn in_order(&self) -> bool {
+        let Some(sessions) = self.lock_sessions().await else { return false };
         let (mut leading, mut standing_by) = (0, 0);
-        for Seat { relay, .. } in self.seats.iter().filter(|seat| seat.relay.running()) {
+        for (seat, Seat { relay, .. }) in self.seats.iter().enumerate() {
+            if !relay.running() {
+                continue;
+            }
+            let mut own = sessions.iter().filter(|session| session.seat == seat).peekable();
+            if own.peek().is_none() {
+                return false;
+            }
+            let leads = own.any(|session| session.leads);
             // One that is just starting does not answer.
             match relay.metric("relay_leader").await.ok().flatten() {
-                Some(1.0) => leading += 1,
-                Some(_) if relay.wait_ready().await.is_ok() => standing_by += 1,
+                Some(1.0) if leads => leading += 1,
+                Some(0.0) if !leads && relay.ready().await => standing_by += 1,
                 _ => return false,
             }
         }
@@ -340,7 +397,13 @@ impl Rig {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.consumer.caught_up(DRAIN_LIMIT).await
+        self.consumer.caught_up(DRAIN_LIMIT).await?;
+        // A broker that has just come back can name an end that is behind what it has acknowledged.
+        let begun = Instant::now();
+        while self.books().in_flight() > 0 && begun.elapsed() < LATE_LIMIT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     /// A COMMIT whose answer is missing has happened if its rows are there. No session from before is left that could still do it:

@@ -38,6 +38,11 @@ impl TestDatabase {
     pub fn url(&self, role: &str) -> String {
         self.server.url(role, &self.name)
     }
+
+    /// The server that it is in.
+    pub fn server(&self) -> Server {
+        self.server
+    }
 }
 
 impl Server {

@@ -131,7 +131,12 @@ impl Postgres {
         self.part.identity()
     }
 
-    fn data(&self) -> PathBuf {
+    /// Another server with the same programs, of which nothing is there yet.
+    pub(super) fn beside(&self, part: Part, server: Server) -> Postgres {
+        Postgres { part, bin: self.bin.clone(), server }
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
         self.part.folder().join("data")
     }
 
@@ -175,7 +180,7 @@ impl Postgres {
         std::io::Write::write_all(&mut file, text.as_bytes()).context("write postgresql.conf")
     }
 
-    async fn launch(&self) -> Result<()> {
+    pub(super) async fn launch(&self) -> Result<()> {
         let mut command = self.command("postgres")?;
         command.arg("-D").arg(self.data());
         self.part.start(&mut command, START_LIMIT, || self.server.answers()).await
@@ -199,13 +204,13 @@ impl Drop for Postgres {
 
 /// The user that the server runs as when we are root.
 #[derive(Debug, PartialEq, Eq)]
-struct User {
+pub(super) struct User {
     name: String,
-    uid: u32,
-    gid: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
 }
 
-fn server_user() -> Result<Option<User>> {
+pub(super) fn server_user() -> Result<Option<User>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
