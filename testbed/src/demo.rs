@@ -167,7 +167,7 @@ fn options(demo: &Demo, folder: &Path) -> Options {
         ("payment-service", "DATABASE_POOL_SIZE", "6"),
         ("executor", "RESOLVE_AFTER", "1s"),
         ("executor", "RESOLVE_THEN", ladder),
-        ("psp-simulator", "SEED", &seed),
+        ("psp-simulator", "SEED", seed.as_str()),
         ("payment-service", "CONSUMER_INSTANCE", "payment-service-1"),
     ];
     let own =

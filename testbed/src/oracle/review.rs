@@ -76,7 +76,9 @@ fn contradicted<'a>(
     let mut by_order = BTreeMap::new();
     for one in contradictions {
         match one.payment_order_id.as_deref().map(Uuid::try_parse) {
-            Some(Ok(order)) => drop(by_order.insert(order, one)),
+            Some(Ok(order)) => {
+                by_order.insert(order, one);
+            }
             Some(Err(_)) | None => {
                 verdict.report(Promise::Consistent, &one.reference, "contradicted, and of no payment order");
             }

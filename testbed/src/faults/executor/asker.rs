@@ -17,6 +17,8 @@ use crate::requests::{Asked, Requests};
 
 /// Between two orders, on average half of it.
 const PAUSE_MS: usize = 24;
+/// So many orders after a fault tell whether executors are back.
+const FIRST: usize = 500;
 /// For the broker to acknowledge what it was sent, when it has been away.
 const HOLD_LIMIT: Duration = Duration::from_mins(1);
 
@@ -96,16 +98,11 @@ impl Asker {
         locked(&self.asked).iter().skip(place).map(|(asked, _)| asked.clone()).collect()
     }
 
-    /// The orders that were sent after this moment.
+    /// The first orders that were sent after this moment.
     pub(super) fn after(&self, moment: Instant) -> Vec<Uuid> {
         let asked = locked(&self.asked);
-        asked
-            .iter()
-            .rev()
-            .filter(|(_, at)| *at > moment)
-            .take(500)
-            .map(|(asked, _)| asked.payment_order_id)
-            .collect()
+        let after = asked.iter().filter(|(_, at)| *at > moment).take(FIRST);
+        after.map(|(asked, _)| asked.payment_order_id).collect()
     }
 }
 
@@ -134,7 +131,9 @@ impl Asking {
                 let sent_at = Instant::now();
                 match requests.send(&asked).await {
                     Ok(()) => locked(&list).push((asked, sent_at)),
-                    Err(error) => drop(locked(&failure).get_or_insert(format!("{error:#}"))),
+                    Err(error) => {
+                        locked(&failure).get_or_insert(format!("{error:#}"));
+                    }
                 }
                 unanswered.send_modify(|unanswered| *unanswered -= 1);
             });

@@ -216,7 +216,7 @@ fn results(books: &Books, findings: &mut Findings) {
             );
         }
         let final_one = matches!(result.psp_status.as_str(), "SUCCESSFUL" | "FAILED");
-        if final_one && !facts.insert((order, &result.psp_status, result.psp_reference.as_deref())) {
+        if final_one && !facts.insert((order, result.psp_status.as_str(), result.psp_reference.as_deref())) {
             findings.add("applied twice", order, format!("{} is recorded twice", result.psp_status));
         }
     }
