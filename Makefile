@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test bench-relay lint sql stop clean setup
+.PHONY: help demo run faults test test-contracts bench-relay lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -25,6 +25,11 @@ export PAYMENT_OUTBOX_POSTGRES := $(PG)
 FAMILY ?= relay
 EPISODES ?= 200
 FAILPOINTS := --features outbox-relay/failpoints
+
+# What `make test-contracts` installs, pinned. Adyen's document is not ours to give away: it is named, or that half is skipped.
+STRIPE_MOCK := stripe-mock@v0.203.0
+PRISM := prism-cli@5.16.0
+ADYEN_OPENAPI ?=
 
 # What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
 EVENTS ?= 1000000
@@ -59,6 +64,33 @@ test: setup ## Start the real parts once and run the whole suite (PG=15 on the o
 	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
 	$(TESTBED) up
 	$(CARGO) test $(or $(ARGS),--workspace $(FAILPOINTS))
+
+test-contracts: setup ## Hold what is sent to PSPs against stripe-mock and Adyen's OpenAPI document (ADYEN_OPENAPI=/path/CheckoutService-v71.json)
+	@tools=$(or $(PAYMENT_OUTBOX_HOME),$(CARGO_TARGET_DIR),target)/tools
+	if ! command -v go >/dev/null; then
+		echo "test-contracts: go is missing, which builds stripe-mock: install it from https://go.dev/dl, then try again" >&2
+		exit 1
+	fi
+	if [ ! -x "$$tools/$(STRIPE_MOCK)/stripe-mock" ]; then
+		GOBIN=$$(realpath -m "$$tools/$(STRIPE_MOCK)") GOFLAGS=-mod=mod go install github.com/stripe/$(STRIPE_MOCK) >&2
+	fi
+	if [ -n "$(ADYEN_OPENAPI)" ]; then
+		if [ ! -f "$(ADYEN_OPENAPI)" ]; then
+			echo "test-contracts: there is no file $(ADYEN_OPENAPI): CheckoutService-v71.json is in https://github.com/Adyen/adyen-openapi" >&2
+			exit 1
+		fi
+		if ! command -v npm >/dev/null; then
+			echo "test-contracts: npm is missing, which installs Prism: install Node.js 20 or newer, then try again" >&2
+			exit 1
+		fi
+		if [ ! -x "$$tools/$(PRISM)/node_modules/.bin/prism" ]; then
+			npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$$tools/$(PRISM)" @stoplight/$(PRISM) >&2
+		fi
+	else
+		echo "test-contracts: SKIPPED: Adyen's requests are not checked, as ADYEN_OPENAPI names no document" >&2
+	fi
+	STRIPE_MOCK=$$(realpath "$$tools/$(STRIPE_MOCK)/stripe-mock") PRISM=$$(realpath -m "$$tools/$(PRISM)/node_modules/.bin/prism") \
+		ADYEN_OPENAPI=$(if $(ADYEN_OPENAPI),$$(realpath "$(ADYEN_OPENAPI)")) $(CARGO) test -p executor --features contracts --test contracts -- --nocapture
 
 bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
 	@$(CARGO) build --release --workspace --bins

@@ -109,6 +109,9 @@ fn failed_is_only_concluded_when_nothing_can_be_charged_any_more() {
         for (operation, cancelling) in
             Operation::ALL.into_iter().flat_map(|o| [(o, None), (o, waiting_for_shopper())])
         {
+            if operation == Operation::Create && !psp.two_step {
+                continue;
+            }
             for (verdict, in_doubt) in VERDICTS.into_iter().flat_map(|v| [(v, false), (v, true)]) {
                 let concluded = next(
                     situation(psp, false, in_doubt),

@@ -7,6 +7,8 @@
 //! **Cancelling** is asynchronous: Adyen takes the order (`received`), and tells the outcome by a CANCELLATION or TECHNICAL_CANCEL
 //! webhook. It is asked for where the answer is that the shopper would have to act. `course` says why FAILED may follow at once.
 //!
+//! **Capture** is the merchant account's setting, and has to be automatic (Adyen's default): `Authorised` counts as paid.
+//!
 //! **Tokens.** Adyen keeps stored cards per shopper, and wants both: a payment method of ours is the shopper's reference and the
 //! stored payment method's id, joined by the last `-` (`shopper-42-M5N7TQ4TG5PFWR50`).
 
@@ -40,14 +42,14 @@ pub const CURRENCIES: Currencies = Currencies {
         "XPF",
     ],
     two: &[
-        "AED", "ALL", "AMD", "ANG", "AOA", "ARS", "AUD", "AWG", "AZN", "BAM", "BBD", "BDT", "BMD", "BND",
-        "BOB", "BRL", "BSD", "BWP", "BYN", "BZD", "CAD", "CHF", "CLP", "CNY", "COP", "CRC", "CUP", "CZK",
-        "DKK", "DOP", "DZD", "EGP", "ETB", "EUR", "FJD", "FKP", "GBP", "GEL", "GHS", "GIP", "GMD", "GTQ",
-        "GYD", "HKD", "HNL", "HTG", "HUF", "ILS", "INR", "ISK", "JMD", "KES", "KGS", "KHR", "KYD", "KZT",
-        "LAK", "LBP", "LKR", "MAD", "MDL", "MKD", "MMK", "MNT", "MOP", "MUR", "MVR", "MWK", "MXN", "MYR",
-        "MZN", "NAD", "NGN", "NIO", "NOK", "NPR", "NZD", "PAB", "PEN", "PGK", "PHP", "PKR", "PLN", "QAR",
-        "RON", "RSD", "RUB", "SAR", "SBD", "SCR", "SEK", "SGD", "SHP", "SLE", "SOS", "SRD", "SZL", "THB",
-        "TOP", "TRY", "TTD", "TWD", "TZS", "UAH", "USD", "UYU", "UZS", "WST", "XCD", "YER", "ZAR", "ZMW",
+        "AED", "ALL", "AMD", "AOA", "ARS", "AUD", "AWG", "AZN", "BAM", "BBD", "BDT", "BMD", "BND", "BOB",
+        "BRL", "BSD", "BWP", "BYN", "BZD", "CAD", "CHF", "CLP", "CNY", "COP", "CRC", "CUP", "CZK", "DKK",
+        "DOP", "DZD", "EGP", "ETB", "EUR", "FJD", "FKP", "GBP", "GEL", "GHS", "GIP", "GMD", "GTQ", "GYD",
+        "HKD", "HNL", "HTG", "HUF", "ILS", "INR", "ISK", "JMD", "KES", "KGS", "KHR", "KYD", "KZT", "LAK",
+        "LBP", "LKR", "MAD", "MDL", "MKD", "MMK", "MNT", "MOP", "MUR", "MVR", "MWK", "MXN", "MYR", "MZN",
+        "NAD", "NGN", "NIO", "NOK", "NPR", "NZD", "PAB", "PEN", "PGK", "PHP", "PKR", "PLN", "QAR", "RON",
+        "RSD", "RUB", "SAR", "SBD", "SCR", "SEK", "SGD", "SHP", "SLE", "SOS", "SRD", "SZL", "THB", "TOP",
+        "TRY", "TTD", "TWD", "TZS", "UAH", "USD", "UYU", "UZS", "WST", "XCD", "YER", "ZAR", "ZMW",
     ],
     three: &["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"],
     three_step: 1,
@@ -108,10 +110,8 @@ impl Adyen {
                 Unsendable("Adyen: the token is not a shopper's reference, -, and a stored id".to_owned())
             })?;
         let reference: String = order.merchant_reference.chars().take(METADATA_MAX_CHARS).collect();
-        // Captured at once, whatever the account's setting: Authorised means that the money is on its way.
         Ok(json!({
             "amount": { "currency": order.currency, "value": amount },
-            "captureDelayHours": 0,
             "merchantAccount": self.merchant_account,
             "metadata": { "merchant_reference": reference },
             "paymentMethod": { "storedPaymentMethodId": stored, "type": "scheme" },
@@ -219,9 +219,8 @@ mod tests {
         assert_eq!((call.method, call.path.as_str()), ("POST", "/payments"));
         assert_eq!(
             call.body,
-            format!(
-                r#"{{"amount":{{"currency":"EUR","value":500}},"captureDelayHours":0,"merchantAccount":"TestMerchant","#
-            ) + r#""metadata":{"merchant_reference":"order \"1\""},"#
+            format!(r#"{{"amount":{{"currency":"EUR","value":500}},"merchantAccount":"TestMerchant","#)
+                + r#""metadata":{"merchant_reference":"order \"1\""},"#
                 + r#""paymentMethod":{"storedPaymentMethodId":"M5N7TQ4TG5PFWR50","type":"scheme"},"#
                 + r#""recurringProcessingModel":"UnscheduledCardOnFile","#
                 + &format!(r#""reference":"{ID}","returnUrl":"https://shop.example/return","#)
