@@ -13,4 +13,5 @@ mod requests;
 mod secrets;
 mod setup;
 mod webhooks;
+mod webhooks_hostile;
 mod webhooks_refused;

@@ -130,6 +130,12 @@ impl World {
         Running { shutdown, task }
     }
 
+    /// What the PSP told, and what of it was a lie.
+    pub(crate) async fn psp_report(&self) -> Value {
+        let url = format!("{}/simulator/webhooks", self.psp_url);
+        self.http.get(url).send().await.unwrap().json().await.unwrap()
+    }
+
     /// Moves the PSP's clock on.
     pub(crate) async fn advance_psp(&self, by: Duration) {
         let body = serde_json::json!({"advance_seconds": by.as_secs()});
