@@ -20,11 +20,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chassis::{backoff::Backoff, postgres::transaction, shutdown::Shutdown, telemetry::TraceContext};
-use schema::{
-    decode::Event as _,
-    psp_result_update::{PspResultUpdateEvent, PspStatus},
-};
+use chassis::{backoff::Backoff, postgres::transaction, shutdown::Shutdown};
+use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::{
@@ -36,14 +33,15 @@ use uuid::Uuid;
 use crate::{
     clock::Clock,
     config::{Config, LEASE_MARGIN},
-    course::{self, Known, Next, Reason, Situation},
+    course::{self, Next, Situation},
     failpoints,
     group::{Group, NotWritten},
     lane::{Lane, Lanes},
     metrics::Metrics,
-    psp::{Answer, Call, Order, Psps},
-    record::{self, Finding, Outcome, Recorded, Source},
-    store::{self, Advance, Candidate, Finished, Queue, Started},
+    psp::{Answer, Call, Psps},
+    record::{self, Finding, Outcome, Recorded},
+    store::{self, Advance, Finished, Queue, Started},
+    turn::{Claimed, Turn, begin, turn},
 };
 
 /// Most orders claimed at once.
@@ -78,27 +76,6 @@ pub struct Pace {
     pub busy: Duration,
     /// Pause between two looks otherwise.
     pub idle: Duration,
-}
-
-/// An order that is ours until its lease ends.
-struct Claimed {
-    order: Order,
-    known: Known,
-    trace_id: String,
-    reference: Option<String>,
-    source: Source,
-    claim: Uuid,
-    /// By our own clock, counted from before the claim: it ends before the database's lease does.
-    lease_end: Instant,
-    turn: Turn,
-}
-
-/// What is to be done with it.
-enum Turn {
-    /// A call that is written down.
-    Call { call: Call, started: Started },
-    /// There is nothing to call for.
-    Concluded(Outcome),
 }
 
 impl Executor {
@@ -250,6 +227,7 @@ impl Executor {
                 expired: self.clock.now() >= claimed.order.expires_at,
                 in_doubt: claimed.known.in_doubt || answer.in_doubt,
             };
+            claimed.known.first_attempt_at.get_or_insert(answer.obtained_at);
             let next = match course::next(situation, call.operation, &answer, &mut cancelling) {
                 // Between two calls is a good moment to stop: whoever comes next looks up how it stands.
                 Next::Call(_) if self.shutdown.requested() || lane.is_open() => {
@@ -335,69 +313,6 @@ impl Executor {
     }
 }
 
-impl Turn {
-    fn started(&self) -> Option<&Started> {
-        match self {
-            Self::Call { started, .. } => Some(started),
-            Self::Concluded(_) => None,
-        }
-    }
-}
-
-/// What is to be done with an order that was just claimed.
-fn begin(
-    lane: &Lane,
-    candidate: Candidate,
-    queue: Queue,
-    (claim, lease_end): (Uuid, Instant),
-    now: OffsetDateTime,
-) -> Claimed {
-    let Candidate { order, traceparent, reference, first_attempt_at, in_doubt } = candidate;
-    let known = Known {
-        has_reference: reference.is_some(),
-        first_attempt_at,
-        in_doubt,
-        expires_at: order.expires_at,
-    };
-    let mut claimed = Claimed {
-        trace_id: TraceContext::parse(&traceparent).map(|trace| trace.trace_id()).unwrap_or_default(),
-        source: if queue == Queue::Queued { Source::Reply } else { Source::Resolver },
-        order,
-        known,
-        reference,
-        claim,
-        lease_end,
-        turn: Turn::Concluded(Outcome::Nothing),
-    };
-    claimed.turn = turn(lane, course::first(known, lane.psp.capabilities(), now), &claimed, now);
-    claimed
-}
-
-/// What is next, made ready. `at` is when it was known.
-fn turn(lane: &Lane, next: Next, claimed: &Claimed, at: OffsetDateTime) -> Turn {
-    let conclude = |status, reason| {
-        Turn::Concluded(result(&claimed.order, status, reason, claimed.reference.clone(), at))
-    };
-    match next {
-        Next::Call(operation) => {
-            match lane.psp.prepare(operation, &claimed.order, claimed.reference.as_deref()) {
-                Ok(call) => Turn::Call { started: Started::of(&call), call },
-                Err(error) => {
-                    let payment_order_id = claimed.order.payment_order_id;
-                    tracing::error!(trace_id = claimed.trace_id, %payment_order_id, %error, "no request can be made");
-                    match course::unsendable(claimed.known, &error.to_string()) {
-                        Next::Conclude(status, reason) => conclude(status, reason),
-                        Next::Call(_) | Next::Nothing | Next::Later => Turn::Concluded(Outcome::Nothing),
-                    }
-                }
-            }
-        }
-        Next::Conclude(status, reason) => conclude(status, reason),
-        Next::Nothing => Turn::Concluded(Outcome::Nothing),
-        Next::Later => Turn::Concluded(Outcome::Later { failed: true }),
-    }
-}
-
 fn log_answer(claimed: &Claimed, call: &Call, answer: &Answer) {
     tracing::debug!(
         trace_id = claimed.trace_id,
@@ -411,24 +326,6 @@ fn log_answer(claimed: &Claimed, call: &Call, answer: &Answer) {
         took_ms = answer.took.as_millis(),
         "PSP answered"
     );
-}
-
-fn result(
-    order: &Order,
-    status: PspStatus,
-    reason: Reason,
-    reference: Option<String>,
-    at: OffsetDateTime,
-) -> Outcome {
-    Outcome::Result(PspResultUpdateEvent {
-        payment_order_id: order.payment_order_id,
-        psp_status: status,
-        psp_reference: reference,
-        // To the microsecond, as the wire and PostgreSQL keep it: outbox row, record and result are to say the same.
-        event_time: at.replace_microsecond(at.microsecond()).unwrap_or(at),
-        error_code: reason.code,
-        error_message: reason.message,
-    })
 }
 
 fn log_panic(ended: Result<(), JoinError>) {

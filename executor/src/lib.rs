@@ -39,6 +39,7 @@ pub mod record;
 pub mod request;
 pub mod resolver;
 pub mod store;
+mod turn;
 pub mod webhooks;
 
 use std::{sync::Arc, time::Duration};
@@ -54,7 +55,7 @@ use crate::{
     executor::{Executor, Pace},
     intake::Intake,
     metrics::Metrics,
-    psp::settings::Mode,
+    psp::{Psps, settings::Mode},
     store::Queue,
     webhooks::{Webhooks, decision::Rules, listener, processing::Processing},
 };
@@ -79,6 +80,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     if !database_ready(&pool, &shutdown).await {
         return Ok(());
     }
+    warn_of_orders_of_others(&pool, &psps).await;
     let listener = webhooks_listener(&config).await?;
     let wake = Arc::new(Notify::new());
     let decoder = Decoder::new(Arc::new(Registry::new(&config.registry.schema_registry_url)?))?;
@@ -145,6 +147,19 @@ fn webhooks(
     shutdown.spawn("webhooks kept", processing.clone().watch(shutdown.clone()));
     shutdown.spawn("webhooks worked off", processing.run(wake, shutdown.clone()));
     Ok(())
+}
+
+/// A PSP whose key was taken out of the settings may have left orders behind: they wait for a process that has it.
+async fn warn_of_orders_of_others(pool: &PgPool, psps: &Psps) {
+    let names: Vec<&str> = psps.iter().map(|psp| psp.name()).collect();
+    match store::orders_of_others(pool, &names).await {
+        Ok(others) => {
+            for (psp, orders) in others {
+                tracing::warn!(psp, orders, "orders wait for a PSP that this process is not configured for");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "orders of other PSPs could not be counted"),
+    }
 }
 
 /// Waits until the database answers; false if the end came first. What waiting cannot cure is said, and waited for all the same: an

@@ -184,6 +184,17 @@ impl Started {
     }
 }
 
+/// Orders that are not settled, of PSPs other than these, by PSP: nobody here takes them up.
+pub async fn orders_of_others(pool: &PgPool, psps: &[&str]) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT psp, count(*) FROM executor.inbox
+         WHERE state IN ('QUEUED', 'IN_FLIGHT', 'RESOLVING') AND psp <> ALL ($1) GROUP BY psp",
+    )
+    .bind(psps)
+    .fetch_all(pool)
+    .await
+}
+
 /// Claims the locked orders for `token` and writes down the first call of each, if there is one. Attempts that others have left open
 /// are closed: nobody is there any more to receive their answer.
 pub async fn claim(

@@ -17,8 +17,28 @@ pub fn looks_like_card_number(text: &str) -> bool {
     Uuid::try_parse(text).is_err() && find(text.as_bytes(), 0).is_some()
 }
 
-/// The same bytes with every digit of what looks like a card number replaced; as many bytes as before.
+/// The same text with every digit of what looks like a card number replaced.
+pub fn mask_card_numbers_in(text: &str) -> Cow<'_, str> {
+    if !looks_like_card_number(text) {
+        return Cow::Borrowed(text);
+    }
+    // One ASCII character takes the place of another: it is still UTF-8.
+    match mask(text.as_bytes(), find) {
+        Cow::Borrowed(_) => Cow::Borrowed(text),
+        Cow::Owned(masked) => Cow::Owned(String::from_utf8_lossy(&masked).into_owned()),
+    }
+}
+
+/// The same bytes with every digit of what might be a card number replaced; as many bytes as before. In bytes nobody knows where a text
+/// begins and ends, and what stands beside it, a length say, may look like a digit: so whatever is around counts for nothing here.
 pub fn mask_card_numbers(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if std::str::from_utf8(bytes).is_ok_and(|text| Uuid::try_parse(text).is_ok()) {
+        return Cow::Borrowed(bytes);
+    }
+    mask(bytes, find_within)
+}
+
+fn mask(bytes: &[u8], find: impl Fn(&[u8], usize) -> Option<Range<usize>>) -> Cow<'_, [u8]> {
     let mut masked = Cow::Borrowed(bytes);
     let mut from = 0;
     while let Some(found) = find(bytes, from) {
@@ -29,29 +49,24 @@ pub fn mask_card_numbers(bytes: &[u8]) -> Cow<'_, [u8]> {
     masked
 }
 
-/// The same text with every digit of what looks like a card number replaced.
-pub fn mask_card_numbers_in(text: &str) -> Cow<'_, str> {
-    if !looks_like_card_number(text) {
-        return Cow::Borrowed(text);
-    }
-    // One ASCII character took the place of another: it is still UTF-8.
-    Cow::Owned(String::from_utf8_lossy(&mask_card_numbers(text.as_bytes())).into_owned())
-}
-
 /// Where the next one is that begins at `from` or later.
 fn find(bytes: &[u8], from: usize) -> Option<Range<usize>> {
     let mut start = from;
     while start < bytes.len() {
-        if !bytes[start].is_ascii_digit() {
+        let run = digits_at(bytes, start);
+        if run == 0 {
             start += 1;
             continue;
         }
-        let run = bytes[start..].iter().take_while(|b| b.is_ascii_digit()).count();
         let alone = (13..=19).contains(&run) && !within_long_hex(bytes, start, run);
         if alone && is_card_number(&bytes[start..start + run]) {
             return Some(start..start + run);
         }
-        if let Some(end) = grouped_card_number(bytes, start) {
+        let alone = start == 0 || !bytes[start - 1].is_ascii_alphanumeric();
+        if let Some(end) = grouped_card_number(bytes, start)
+            && alone
+            && !bytes.get(end).is_some_and(u8::is_ascii_alphanumeric)
+        {
             return Some(start..end);
         }
         start += run;
@@ -59,17 +74,29 @@ fn find(bytes: &[u8], from: usize) -> Option<Range<usize>> {
     None
 }
 
+/// Where the next one might be, whatever is around it; the longest that begins there.
+fn find_within(bytes: &[u8], from: usize) -> Option<Range<usize>> {
+    (from..bytes.len()).find_map(|start| {
+        let run = digits_at(&bytes[..bytes.len().min(start + 19)], start);
+        let lengths = (13..=run).rev();
+        let alone = lengths.map(|length| start + length).find(|end| is_card_number(&bytes[start..*end]));
+        alone.or_else(|| grouped_card_number(bytes, start)).map(|end| start..end)
+    })
+}
+
+fn digits_at(bytes: &[u8], start: usize) -> usize {
+    bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count()
+}
+
 fn within_long_hex(bytes: &[u8], start: usize, run: usize) -> bool {
-    let before = bytes[..start].iter().rev().take_while(|b| b.is_ascii_hexdigit()).count();
-    let after = bytes[start + run..].iter().take_while(|b| b.is_ascii_hexdigit()).count();
+    // No further than it matters: somebody may send a megabyte of hexadecimal digits.
+    let before = bytes[..start].iter().rev().take(32).take_while(|b| b.is_ascii_hexdigit()).count();
+    let after = bytes[start + run..].iter().take(32).take_while(|b| b.is_ascii_hexdigit()).count();
     before + run + after >= 32
 }
 
-/// The end of digits in groups, separated by one blank or dash, with no letter or digit around.
+/// The end of digits in groups, separated by one blank or dash.
 fn grouped_card_number(bytes: &[u8], start: usize) -> Option<usize> {
-    if start > 0 && bytes[start - 1].is_ascii_alphanumeric() {
-        return None;
-    }
     LAYOUTS.into_iter().find_map(|layout| {
         let mut digits = Vec::with_capacity(19);
         let mut at = start;
@@ -86,8 +113,7 @@ fn grouped_card_number(bytes: &[u8], start: usize) -> Option<usize> {
             }
             at += group;
         }
-        let ends = !bytes.get(at).is_some_and(u8::is_ascii_alphanumeric);
-        (ends && is_card_number(&digits)).then_some(at)
+        is_card_number(&digits).then_some(at)
     })
 }
 
@@ -162,16 +188,38 @@ mod tests {
             ("ref 4111-1111-1111-1111", "ref ****-****-****-****"),
             ("4111111111111112", "4111111111111112"),
             ("é4222222222222é", "é*************é"),
+            ("12345678-4111-4111-8111-411111111111", "12345678-4111-4111-8111-411111111111"),
             ("", ""),
         ] {
             assert_eq!(mask_card_numbers_in(text), masked);
-            assert_eq!(mask_card_numbers(text.as_bytes()).as_ref(), masked.as_bytes());
         }
-        let id = "12345678-4111-4111-8111-411111111111";
-        assert_eq!(mask_card_numbers_in(id), id);
-        assert_eq!(
-            mask_card_numbers(b"\x00\xff4111111111111111\x00").as_ref(),
-            b"\x00\xff****************\x00"
-        );
+    }
+
+    #[test]
+    fn a_megabyte_of_digits_is_gone_through_once() {
+        for unit in ["7", "4111111111111112a", "1"] {
+            let text = unit.repeat((1 << 20) / unit.len());
+            assert!(!looks_like_card_number(&text) || unit.len() > 1);
+            assert_eq!(mask_card_numbers(text.as_bytes()).len(), text.len());
+        }
+    }
+
+    #[test]
+    fn in_bytes_nothing_around_hides_a_card_number() {
+        for (bytes, masked) in [
+            (&b"\x00\xff4111111111111111\x00"[..], &b"\x00\xff****************\x00"[..]),
+            // The length of an Avro text, 28, is written as the digit 8.
+            (b"pm_55555555555544448order", b"pm_****************8order"),
+            (b"2222222222254111111111111111", b"***************1111111111111"),
+            (b"ref4111-1111-1111-1111x", b"ref****-****-****-****x"),
+            (b"4242 4242 4242 42421", b"**** **** **** ****1"),
+            (b"12345678-4111-4111-8111-411111111111", b"12345678-4111-4111-8111-411111111111"),
+            (b"1763870442123", b"1763870442123"),
+            (b"4111111111111112", b"4111111111111112"),
+        ] {
+            let found = mask_card_numbers(bytes);
+            assert_eq!(found.as_ref(), masked, "{}", bytes.escape_ascii());
+            assert_eq!(found.len(), bytes.len());
+        }
     }
 }

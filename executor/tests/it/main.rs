@@ -14,4 +14,5 @@ mod requests;
 mod secrets;
 mod setup;
 mod webhooks;
+mod webhooks_hostile;
 mod webhooks_refused;

@@ -130,6 +130,12 @@ impl World {
         Running { shutdown, task }
     }
 
+    /// What the PSP told, and what of it was a lie.
+    pub(crate) async fn psp_report(&self) -> Value {
+        let url = format!("{}/simulator/webhooks", self.psp_url);
+        self.http.get(url).send().await.unwrap().json().await.unwrap()
+    }
+
     /// Moves the PSP's clock on.
     pub(crate) async fn advance_psp(&self, by: Duration) {
         let body = serde_json::json!({"advance_seconds": by.as_secs()});
@@ -295,7 +301,8 @@ pub(crate) fn request(payment_method: &str) -> PaymentOrderRequestedEvent {
 pub(crate) async fn simulator(more: &[&str]) -> (String, tokio_util::sync::DropGuard) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let config = psp_simulator::Config::parse_from(["psp-simulator", "--slow=1500ms"].iter().chain(more));
+    let slow = (!more.iter().any(|one| one.starts_with("--slow"))).then_some(&"--slow=1500ms");
+    let config = psp_simulator::Config::parse_from(["psp-simulator"].iter().chain(slow).chain(more));
     let stop = CancellationToken::new();
     tokio::spawn(psp_simulator::run(listener, config, stop.clone()));
     (url, stop.drop_guard())

@@ -54,10 +54,14 @@ pub(crate) async fn router(world: &World, more: &[&str]) -> Router {
 /// An executor with a port for webhooks, and where that is.
 pub(crate) fn start(world: &World, more: &[&str]) -> (Running, String) {
     let address = format!("127.0.0.1:{}", testbed::stack::free_port().unwrap());
+    (start_at(world, &address, more), format!("http://{address}"))
+}
+
+/// An executor that receives webhooks here.
+pub(crate) fn start_at(world: &World, address: &str, more: &[&str]) -> Running {
     let mut arguments = with_secrets(more);
     arguments.push(format!("--webhooks-listen={address}"));
-    let running = world.start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    (running, format!("http://{address}"))
+    world.start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn hmac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {

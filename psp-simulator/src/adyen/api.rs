@@ -154,9 +154,10 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         }
     };
     tracing::debug!(endpoint, status = answer.status().as_u16(), ?delivery, "request executed");
-    let response = match delivery {
-        Delivery::ErrorOnce => refuse(Refusal::passing_server_error()),
-        _ => answered(&answer),
+    let response = if delivery == Delivery::ErrorOnce {
+        refuse(Refusal::passing_server_error())
+    } else {
+        answered(&answer)
     };
     deliver(&world, response, delivery, permit).await
 }
@@ -213,10 +214,8 @@ fn event(world: &World, outcome: &Answer) -> Option<webhooks::Event> {
 
 /// Keeps what a replay of the key will be told.
 fn keep(answer: Answer, delivery: Delivery, ticket: Option<Ticket<Answer>>) -> Arc<Answer> {
-    let answer = Arc::new(match delivery {
-        Delivery::ErrorKept => Answer::refused(Refusal::server_error()),
-        _ => answer,
-    });
+    let kept_error = delivery == Delivery::ErrorKept;
+    let answer = Arc::new(if kept_error { Answer::refused(Refusal::server_error()) } else { answer });
     if let Some(ticket) = ticket {
         ticket.finish(Arc::clone(&answer));
     }

@@ -31,7 +31,7 @@ pub(crate) struct Event {
     merchant_reference: Box<str>,
     amount: Option<(i64, Box<str>)>,
     reason: Box<str>,
-    event_date: Box<str>,
+    happened_at: Box<str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -108,7 +108,7 @@ impl Event {
             merchant_reference: payment.terms.reference.clone(),
             amount: Some((amount.value, amount.currency.into())),
             reason,
-            event_date: date(now),
+            happened_at: date(now),
         })
     }
 
@@ -129,7 +129,7 @@ impl Event {
             merchant_reference: receipt.merchant_reference().into(),
             amount: original.map(|payment| (payment.terms.amount, payment.terms.currency.clone())),
             reason: reason.into(),
-            event_date: date(now),
+            happened_at: date(now),
         }
     }
 
@@ -161,7 +161,7 @@ impl Event {
             merchant_reference: self.merchant_reference.clone(),
             amount: self.amount.clone(),
             reason,
-            event_date: date(now),
+            happened_at: date(now),
         }
     }
 
@@ -215,7 +215,7 @@ impl Credentials {
             additional_data: AdditionalData { hmac_signature: self.sign(&event.signing_text()) },
             amount: event.amount.as_ref().map(|(value, currency)| Amount { currency, value: *value }),
             event_code: event.code,
-            event_date: &event.event_date,
+            event_date: &event.happened_at,
             merchant_account_code: &event.merchant_account,
             merchant_reference: &event.merchant_reference,
             operations: (event.code == "AUTHORISATION" && event.success).then_some(["REFUND"]),
@@ -265,7 +265,7 @@ mod tests {
             merchant_reference: reference.into(),
             amount: Some((value, "EUR".into())),
             reason: "".into(),
-            event_date: "".into(),
+            happened_at: "".into(),
         }
     }
 

@@ -205,9 +205,10 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         }
     };
     tracing::debug!(endpoint, status = stored.answer.status().as_u16(), ?delivery, "request executed");
-    let response = match delivery {
-        Delivery::ErrorOnce => envelope.refuse(Refusal::passing_server_error()),
-        _ => envelope.seal(&stored.answer, None),
+    let response = if delivery == Delivery::ErrorOnce {
+        envelope.refuse(Refusal::passing_server_error())
+    } else {
+        envelope.seal(&stored.answer, None)
     };
     deliver(&world, response, delivery, permit).await
 }
@@ -266,10 +267,7 @@ fn event(
 
 /// Keeps what a replay of the key will be told.
 fn keep(answer: Answer, delivery: Delivery, request_id: &str, ticket: Option<Ticket<Stored>>) -> Arc<Stored> {
-    let answer = match delivery {
-        Delivery::ErrorKept => Refusal::server_error().into(),
-        _ => answer,
-    };
+    let answer = if delivery == Delivery::ErrorKept { Refusal::server_error().into() } else { answer };
     let stored = Arc::new(Stored { answer, request_id: request_id.into() });
     if let Some(ticket) = ticket {
         ticket.finish(Arc::clone(&stored));

@@ -13,8 +13,9 @@ use time::OffsetDateTime;
 use super::answer::Answer;
 use super::api::API_VERSION;
 use super::ids;
-use super::objects::{Charge, Expand, IntentBody, Snapshot, Status};
+use super::objects::{Charge, Expand, Snapshot, Status};
 use super::payment_intents::PaymentIntents;
+use super::wire::IntentBody;
 use crate::scenario::{Decline, Statement};
 use crate::webhooks::{Contradiction, Subject};
 

@@ -97,7 +97,7 @@ async fn later_ones_overtake_those_held_back() {
     futures::future::join_all(orders.iter().map(|order| office.pay_stripe(order, "processing"))).await;
     let received = office.mail.until(24).await;
     let overtaken = orders.iter().filter(|order| {
-        let kinds = received.iter().map(|received| received.event());
+        let kinds = received.iter().map(crate::receiver::Received::event);
         let of_order = kinds.filter(|(_, intent)| intent["metadata"]["payment_order_id"] == order.as_str());
         of_order.map(|(kind, _)| kind).next() == Some("payment_intent.succeeded")
     });
