@@ -10,7 +10,7 @@
 //!
 //! - [`episode`]: what happens in which episode, by the seed; `inflict`: how it is done.
 //! - [`executor`]: the family of that name.
-//! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it.
+//! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it; `leadership`: which of its relays leads.
 //! - [`books`]: what was committed beside what was published; [`report`]: what came of it.
 
 pub mod books;
@@ -18,6 +18,7 @@ mod consumer;
 pub mod episode;
 pub mod executor;
 mod inflict;
+mod leadership;
 pub mod report;
 mod rig;
 mod writers;

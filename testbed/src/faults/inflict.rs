@@ -9,7 +9,8 @@ use rustix::process::Signal;
 use sqlx::AssertSqlSafe;
 
 use super::episode::{Cut, Kind, Line, Point};
-use super::rig::{Armed, Rig};
+use super::leadership::Armed;
+use super::rig::Rig;
 use crate::load::Random;
 use crate::processes::Service;
 use crate::proxy::{Direction, Proxy};
