@@ -20,6 +20,7 @@ mod params;
 mod payments;
 mod reader;
 mod refusals;
+pub(crate) mod webhook;
 
 /// What the tokens of the scenarios begin with.
 pub(crate) const TOKEN_PREFIX: &str = "adyen_sim_";

@@ -1,4 +1,4 @@
-//! What testers ask of the simulator itself: ledger, clock, scenarios, metrics.
+//! What testers ask of the simulator itself: ledger, clock, scenarios, webhooks, metrics.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
 use crate::scenario::{Psp, SCENARIOS};
+use crate::webhooks::Mischief;
 use crate::{World, adyen, stripe};
 
 type Shared = State<Arc<World>>;
@@ -22,6 +23,7 @@ pub(crate) fn routes() -> Router<Arc<World>> {
         .route("/simulator/ledger/summary", get(summary))
         .route("/simulator/clock", get(clock).post(advance))
         .route("/simulator/scenarios", get(scenarios))
+        .route("/simulator/webhooks", get(webhooks).post(set_webhooks))
         .route("/metrics", get(async |State(world): Shared| world.metrics.scrape(&world.ledger.summary())))
         .route("/livez", get(async || "ok\n"))
 }
@@ -66,6 +68,20 @@ fn show_clock(world: &World) -> Response {
         Ok(now) => Json(json!({ "now": now, "ahead_seconds": world.clock.ahead_seconds() })).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+async fn webhooks(State(world): Shared) -> Response {
+    Json(world.webhooks.report()).into_response()
+}
+
+/// What is not named stops.
+async fn set_webhooks(State(world): Shared, Json(mischief): Json<Mischief>) -> Response {
+    if let Err(error) = mischief.check() {
+        return (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response();
+    }
+    world.webhooks.set_mischief(mischief);
+    tracing::info!(?mischief, "the tricks played on webhooks were changed");
+    Json(world.webhooks.report()).into_response()
 }
 
 async fn scenarios() -> Response {

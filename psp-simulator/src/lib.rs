@@ -5,7 +5,8 @@
 //!  request ──▶ server ──▶ api ─┬▶ stripe ─┬──▶ idempotency ──▶ obstacles ──▶ PaymentIntents ─┬─▶ ledger
 //!             (bounds)         └▶ adyen ──┘    (replay?)       (lost? 429?)   or payments     │   (one entry
 //!                                                                            (scenario)      │    per charge)
-//!  answer  ◀── server ◀── delivery: sent, withheld or broken ◀── kept under its key ◀────────┘
+//!  answer  ◀── server ◀── delivery: sent, withheld or broken ◀── kept under its key ◀────────┤
+//!  webhook ◀── queue ◀── mischief: late, twice, never, wrong (by seed) ◀─────────────────────┘
 //! ```
 //!
 //! It shares no code with what it is used to test: a misreading of the protocol must not cancel itself out.
@@ -21,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crate::config::Config;
+use crate::scenario::Psp;
+pub use crate::webhooks::Mischief;
 
 mod adyen;
 mod api;
@@ -36,6 +39,7 @@ mod outcome;
 mod scenario;
 mod server;
 mod stripe;
+mod webhooks;
 
 const MAX_BODY_BYTES: usize = 64 * 1024;
 /// For a request's body to arrive.
@@ -50,6 +54,7 @@ struct World {
     adyen: adyen::Adyen,
     obstacles: obstacles::Obstacles,
     ledger: ledger::Ledger,
+    webhooks: webhooks::Webhooks,
     metrics: metrics::Metrics,
     requests: Semaphore,
     /// What goes on when its client has hung up.
@@ -65,6 +70,7 @@ impl World {
             adyen: adyen::Adyen::new(config.capacity),
             obstacles: obstacles::Obstacles::new(config.refusals, config.capacity.saturating_mul(2)),
             ledger: ledger::Ledger::default(),
+            webhooks: webhooks::Webhooks::new(&config)?,
             metrics: metrics::Metrics::new()?,
             requests: Semaphore::new(config.concurrency.clamp(1, Semaphore::MAX_PERMITS)),
             tasks: TaskTracker::new(),
@@ -83,6 +89,11 @@ pub async fn run(listener: TcpListener, config: Config, shutdown: CancellationTo
     let address = listener.local_addr().context("reading the bound address")?;
     tracing::info!(listening = %address, "psp-simulator is ready");
     let world = Arc::new(World::new(config, shutdown.clone())?);
+    for psp in [Psp::Stripe, Psp::Adyen] {
+        if world.webhooks.wanted(psp) {
+            tokio::spawn(webhooks::run(Arc::clone(&world), psp));
+        }
+    }
     server::serve(listener, api::router(Arc::clone(&world)), shutdown).await;
     tracing::info!(charges = world.ledger.summary().charges, "psp-simulator has stopped");
     Ok(())

@@ -21,6 +21,8 @@ mod objects;
 mod params;
 mod payment_intents;
 mod reader;
+pub(crate) mod webhook;
+mod wire;
 
 /// After this, the same key makes a new charge.
 const KEY_LIFETIME_SECONDS: i64 = 24 * 60 * 60;

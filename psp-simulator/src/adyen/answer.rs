@@ -93,6 +93,19 @@ impl Receipt {
     pub(crate) fn psp_reference(&self) -> &str {
         &self.psp_reference
     }
+
+    pub(crate) fn merchant_account(&self) -> &str {
+        &self.merchant_account
+    }
+
+    /// Of the payment, so that its webhook can be told to belong to it.
+    pub(crate) fn merchant_reference(&self) -> &str {
+        match (&self.payment_reference, &self.effect.original) {
+            (Some(reference), _) => reference,
+            (None, Some(payment)) => &payment.terms.reference,
+            (None, None) => "",
+        }
+    }
 }
 
 impl Answer {

@@ -11,6 +11,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use secrecy::ExposeSecret;
 use serde_json::{Map, Value};
 
 use super::answer::Answer;
@@ -18,10 +19,12 @@ use super::errors::Refusal;
 use super::params::{Cancel, Pay};
 use super::payments::Pending;
 use super::reader::fingerprint;
+use super::webhook;
 use crate::delivery::{deliver, reset, withhold};
 use crate::idempotency::{Begin, Ticket};
 use crate::outcome;
-use crate::scenario::{Delivery, Obstacle};
+use crate::scenario::{Delivery, Obstacle, Psp};
+use crate::webhooks::{self, publish};
 use crate::{MAX_BODY_BYTES, READ_TIMEOUT, World};
 
 /// Adyen's limit on the length of a key.
@@ -90,7 +93,7 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         Err(refusal) => return refuse(refusal),
     };
     let endpoint = parts.uri.path();
-    let print = fingerprint(&Value::Object(fields.clone()));
+    let print = fingerprint(&fields);
     let ticket = match key {
         None => None,
         Some(key) => match world.adyen.keys.begin(key, endpoint, print, world.clock.now().unix_timestamp()) {
@@ -125,16 +128,24 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         Outcome::Executed { answer, delivery, pending } => {
             if let Some(pending) = pending {
                 let task_world = Arc::clone(&world);
-                world.tasks.spawn(async move { settle(&task_world, pending).await });
+                world.tasks.spawn(async move {
+                    let (_, event) = settle(&task_world, pending).await;
+                    publish(&task_world, event).await;
+                });
             }
-            (keep(answer, delivery, ticket), delivery)
+            let event = event(&world, &answer);
+            let answer = keep(answer, delivery, ticket);
+            publish(&world, event).await;
+            (answer, delivery)
         }
         Outcome::Pending(pending, delivery) => {
             // A task of its own: the issuer's answer counts, whether or not the client is still there to hear it.
             let task_world = Arc::clone(&world);
             let settled = world.tasks.spawn(async move {
-                let answer = settle(&task_world, pending).await;
-                keep(answer, delivery, ticket)
+                let (answer, event) = settle(&task_world, pending).await;
+                let answer = keep(answer, delivery, ticket);
+                publish(&task_world, event).await;
+                answer
             });
             match settled.await {
                 Ok(answer) => (answer, delivery),
@@ -143,9 +154,10 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         }
     };
     tracing::debug!(endpoint, status = answer.status().as_u16(), ?delivery, "request executed");
-    let response = match delivery {
-        Delivery::ErrorOnce => refuse(Refusal::passing_server_error()),
-        _ => answered(&answer),
+    let response = if delivery == Delivery::ErrorOnce {
+        refuse(Refusal::passing_server_error())
+    } else {
+        answered(&answer)
     };
     deliver(&world, response, delivery, permit).await
 }
@@ -180,17 +192,30 @@ fn execute(
     })
 }
 
-async fn settle(world: &World, pending: Pending) -> Answer {
+/// Waits for the issuer, who can be too late to be heard.
+async fn settle(world: &World, pending: Pending) -> (Answer, Option<webhooks::Event>) {
     world.clock.sleep(world.config.slow).await;
-    pending.settle(&world.ledger, world.clock.now()).unwrap_or_else(|too_late| too_late)
+    match pending.settle(&world.ledger, world.clock.now()) {
+        Ok(answer) => {
+            let event = event(world, &answer);
+            (answer, event)
+        }
+        Err(stands) => (stands, None),
+    }
+}
+
+/// What there is to tell of an outcome.
+fn event(world: &World, outcome: &Answer) -> Option<webhooks::Event> {
+    if !world.webhooks.wanted(Psp::Adyen) {
+        return None;
+    }
+    webhook::Event::of(outcome, world.clock.now()).map(webhooks::Event::Adyen)
 }
 
 /// Keeps what a replay of the key will be told.
 fn keep(answer: Answer, delivery: Delivery, ticket: Option<Ticket<Answer>>) -> Arc<Answer> {
-    let answer = Arc::new(match delivery {
-        Delivery::ErrorKept => Answer::refused(Refusal::server_error()),
-        _ => answer,
-    });
+    let kept_error = delivery == Delivery::ErrorKept;
+    let answer = Arc::new(if kept_error { Answer::refused(Refusal::server_error()) } else { answer });
     if let Some(ticket) = ticket {
         ticket.finish(Arc::clone(&answer));
     }
@@ -240,7 +265,7 @@ fn idempotency_key(header: Option<&HeaderValue>) -> Result<Option<&str>, Refusal
 fn admitted(world: &World, headers: &HeaderMap) -> bool {
     let given = headers.get("x-api-key").map_or(&[][..], HeaderValue::as_bytes);
     match &world.config.adyen_api_key {
-        Some(key) => given == key.as_bytes(),
+        Some(key) => given == key.expose_secret().as_bytes(),
         None => !given.is_empty(),
     }
 }

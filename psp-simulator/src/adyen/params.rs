@@ -4,8 +4,6 @@
 //! and the simulator does not are refused too, in other words; fields that only inform (of the shopper, his browser or
 //! what he bought) are taken and change nothing.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 
 use super::TOKEN_PREFIX;
@@ -33,7 +31,6 @@ pub(crate) struct Terms {
     pub(crate) amount: i64,
     pub(crate) currency: Box<str>,
     pub(crate) recurring_processing_model: Option<&'static str>,
-    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 /// `POST /v71/cancels` and `POST /v71/payments/{pspReference}/cancels`
@@ -78,13 +75,12 @@ impl Pay {
             Some("POS") => return Err(Refusal::not_simulated("shopperInteraction POS")),
             interaction => interaction == Some("ContAuth"),
         };
-        let metadata = reader.metadata()?;
+        reader.check_metadata()?;
         let mut course = stored_method(method)?;
         if course.verdict == Verdict::Authenticate && off_session {
             course.verdict = Verdict::Declined(Decline::AuthenticationRequired);
         }
-        let terms =
-            Terms { merchant_account, reference, amount, currency, recurring_processing_model, metadata };
+        let terms = Terms { merchant_account, reference, amount, currency, recurring_processing_model };
         Ok(Self { terms, course })
     }
 }

@@ -1,7 +1,5 @@
 //! Takes fields out of a JSON object one by one, each checked as Adyen checks it.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -86,27 +84,26 @@ impl Reader {
         choice.map(|choice| Some(*choice)).ok_or_else(|| self.wrong(name, &format!("one of {choices:?}")))
     }
 
-    pub(crate) fn metadata(&mut self) -> Checked<BTreeMap<String, String>> {
-        let Some(object) = self.object("metadata")? else { return Ok(BTreeMap::new()) };
+    /// Metadata comes back in reports, which are not simulated; its limits hold.
+    pub(crate) fn check_metadata(&mut self) -> Checked<()> {
+        let Some(object) = self.object("metadata")? else { return Ok(()) };
         if object.len() > MAX_METADATA {
             return Err(Refusal::invalid("177", "Metadata size exceeds limit"));
         }
-        let mut metadata = BTreeMap::new();
-        for (name, value) in object {
+        for (name, value) in &object {
             let Value::String(value) = value else { return Err(self.wrong("metadata", "texts")) };
             if name.chars().count() > MAX_METADATA_NAME || value.chars().count() > MAX_METADATA_VALUE {
                 return Err(Refusal::invalid("178", "Metadata key or value size exceeds limit"));
             }
-            metadata.insert(name, value);
         }
-        Ok(metadata)
+        Ok(())
     }
 }
 
 /// The same values give the same fingerprint, in whatever order and with whatever spaces they were sent.
-pub(crate) fn fingerprint(value: &Value) -> [u8; 32] {
+pub(crate) fn fingerprint(fields: &Map<String, Value>) -> [u8; 32] {
     let mut hasher = Sha256::new();
-    hash(&mut hasher, value);
+    hash_object(&mut hasher, fields);
     hasher.finalize().into()
 }
 
@@ -123,17 +120,19 @@ fn hash(hasher: &mut Sha256, value: &Value) {
             }
             hasher.update(b"]");
         }
-        Value::Object(object) => {
-            let mut fields: Vec<_> = object.iter().collect();
-            fields.sort_unstable_by_key(|(name, _)| *name);
-            hasher.update(b"{");
-            for (name, value) in fields {
-                hash_text(hasher, b":", name);
-                hash(hasher, value);
-            }
-            hasher.update(b"}");
-        }
+        Value::Object(object) => hash_object(hasher, object),
     }
+}
+
+fn hash_object(hasher: &mut Sha256, object: &Map<String, Value>) {
+    let mut fields: Vec<_> = object.iter().collect();
+    fields.sort_unstable_by_key(|(name, _)| *name);
+    hasher.update(b"{");
+    for (name, value) in fields {
+        hash_text(hasher, b":", name);
+        hash(hasher, value);
+    }
+    hasher.update(b"}");
 }
 
 fn hash_text(hasher: &mut Sha256, kind: &[u8], text: &str) {

@@ -4,7 +4,8 @@ use axum::http::StatusCode;
 use serde::Serialize;
 
 use super::errors::Refusal;
-use super::objects::{Expand, IntentBody, Snapshot};
+use super::objects::{Expand, Snapshot};
+use super::wire::IntentBody;
 
 /// An answer of the Stripe API.
 #[derive(Debug, Clone)]

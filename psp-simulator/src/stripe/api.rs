@@ -20,16 +20,18 @@ use super::form::{self, Form};
 use super::ids;
 use super::params::{Cancel, Confirm, Create, List, Retrieve};
 use super::payment_intents::Pending;
+use super::webhook::{self, Origin};
 use crate::delivery::{deliver, reset, withhold};
 use crate::idempotency::{Begin, Ticket};
 use crate::outcome;
-use crate::scenario::{Delivery, Obstacle};
+use crate::scenario::{Delivery, Obstacle, Psp};
+use crate::webhooks::{self, publish};
 use crate::{MAX_BODY_BYTES, READ_TIMEOUT, World};
 
 /// Stripe's limit on the length of a key.
 const MAX_KEY_LENGTH: usize = 255;
 /// Stripe answers with the account's version; a request may ask for another.
-const API_VERSION: &str = "2026-07-29.dahlia";
+pub(crate) const API_VERSION: &str = "2026-07-29.dahlia";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// An answer as it is kept for its idempotency key, with the request that it was first given to.
@@ -114,6 +116,11 @@ impl Envelope {
         response
     }
 
+    fn origin(&self) -> Origin {
+        let key = self.key.as_ref().and_then(|key| key.to_str().ok());
+        Origin { id: self.request_id.as_str().into(), idempotency_key: key.map(Into::into) }
+    }
+
     fn refuse(self, refusal: Refusal) -> Response {
         self.seal(&refusal.into(), None)
     }
@@ -172,16 +179,24 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         Outcome::Executed { answer, delivery, pending } => {
             if let Some(pending) = pending {
                 let task_world = Arc::clone(&world);
-                world.tasks.spawn(async move { settle(&task_world, pending).await });
+                world.tasks.spawn(async move {
+                    let (_, event) = settle(&task_world, pending, None).await;
+                    publish(&task_world, event).await;
+                });
             }
-            (keep(answer, delivery, &envelope.request_id, ticket), delivery)
+            let event = event(&world, &answer, || Some(envelope.origin()));
+            let stored = keep(answer, delivery, &envelope.request_id, ticket);
+            publish(&world, event).await;
+            (stored, delivery)
         }
         Outcome::Pending(pending, delivery) => {
             // A task of its own: the issuer's answer counts, whether or not the client is still there to hear it.
-            let (task_world, request_id) = (Arc::clone(&world), envelope.request_id.clone());
+            let (task_world, origin) = (Arc::clone(&world), envelope.origin());
             let settled = world.tasks.spawn(async move {
-                let answer = settle(&task_world, pending).await;
-                keep(answer, delivery, &request_id, ticket)
+                let (answer, event) = settle(&task_world, pending, Some(origin.clone())).await;
+                let stored = keep(answer, delivery, &origin.id, ticket);
+                publish(&task_world, event).await;
+                stored
             });
             match settled.await {
                 Ok(stored) => (stored, delivery),
@@ -190,9 +205,10 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         }
     };
     tracing::debug!(endpoint, status = stored.answer.status().as_u16(), ?delivery, "request executed");
-    let response = match delivery {
-        Delivery::ErrorOnce => envelope.refuse(Refusal::passing_server_error()),
-        _ => envelope.seal(&stored.answer, None),
+    let response = if delivery == Delivery::ErrorOnce {
+        envelope.refuse(Refusal::passing_server_error())
+    } else {
+        envelope.seal(&stored.answer, None)
     };
     deliver(&world, response, delivery, permit).await
 }
@@ -221,17 +237,37 @@ fn execute(world: &World, operation: Operation, form: Form, retry_name: &str) ->
     })
 }
 
-async fn settle(world: &World, pending: Pending) -> Answer {
+/// Waits for the issuer, who can be too late to be heard.
+async fn settle(
+    world: &World,
+    pending: Pending,
+    origin: Option<Origin>,
+) -> (Answer, Option<webhooks::Event>) {
     world.clock.sleep(world.config.slow).await;
-    pending.settle(&world.ledger, world.clock.now()).unwrap_or_else(|too_late| too_late)
+    match pending.settle(&world.ledger, world.clock.now()) {
+        Ok(answer) => {
+            let event = event(world, &answer, || origin);
+            (answer, event)
+        }
+        Err(stands) => (stands, None),
+    }
+}
+
+/// What there is to tell of an outcome.
+fn event(
+    world: &World,
+    outcome: &Answer,
+    origin: impl FnOnce() -> Option<Origin>,
+) -> Option<webhooks::Event> {
+    if !world.webhooks.wanted(Psp::Stripe) {
+        return None;
+    }
+    webhook::Event::of(outcome, world.clock.now(), origin()).map(webhooks::Event::Stripe)
 }
 
 /// Keeps what a replay of the key will be told.
 fn keep(answer: Answer, delivery: Delivery, request_id: &str, ticket: Option<Ticket<Stored>>) -> Arc<Stored> {
-    let answer = match delivery {
-        Delivery::ErrorKept => Refusal::server_error().into(),
-        _ => answer,
-    };
+    let answer = if delivery == Delivery::ErrorKept { Refusal::server_error().into() } else { answer };
     let stored = Arc::new(Stored { answer, request_id: request_id.into() });
     if let Some(ticket) = ticket {
         ticket.finish(Arc::clone(&stored));

@@ -5,7 +5,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::declines::words;
-use super::objects::{Charge, Expand, IntentBody, Snapshot, Status, doc_url};
+use super::objects::{Charge, Expand, Snapshot, Status};
+use super::wire::{IntentBody, doc_url};
 use crate::scenario::Decline;
 
 /// An error answer.
@@ -91,7 +92,7 @@ impl Refusal {
     }
 
     pub(crate) fn should_retry(&self) -> Option<bool> {
-        self.advice.or(match self.status {
+        self.advice.or_else(|| match self.status {
             StatusCode::CONFLICT | StatusCode::TOO_MANY_REQUESTS => Some(true),
             status if status.is_client_error() => Some(false),
             _ => None,

@@ -193,6 +193,24 @@ impl PaymentIntents {
         Answer::List { intents, has_more, expand: list.expand }
     }
 
+    /// Another PaymentIntent with the same terms that is said to have succeeded. No charge belongs to it. None if there
+    /// is no room.
+    pub(crate) fn double(&self, snapshot: &Snapshot, now: i64) -> Option<Snapshot> {
+        let mut state = snapshot.state.clone();
+        let method = state.method.clone()?;
+        let taken = snapshot.intent.terms.amount;
+        let charge = Charge { id: ids::new("ch_").into(), created: now, method, taken, decline: None };
+        state.latest_charge = Some(Arc::new(charge));
+        let intent = self.keep(|sequence| Intent {
+            id: ids::new("pi_").into(),
+            sequence,
+            created: now,
+            terms: snapshot.intent.terms.clone(),
+            live: Mutex::new(Live { state, busy: false }),
+        })?;
+        Some(intent.snapshot())
+    }
+
     fn find(&self, id: &str) -> Option<Arc<Intent>> {
         held(&self.shelf).by_id.get(id).cloned()
     }

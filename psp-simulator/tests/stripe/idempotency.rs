@@ -78,6 +78,25 @@ async fn a_key_is_good_for_one_request_only() {
 }
 
 #[tokio::test]
+async fn after_24_hours_the_same_key_charges_again() {
+    let simulator = Simulator::start().await;
+    let more =
+        [("payment_method", "pm_card_visa"), ("confirm", "true"), ("metadata[payment_order_id]", "order")];
+    let form = [&TERMS[..], &more].concat();
+    let first = simulator.post_with_key(INTENTS, "key", &form).await.expect(200);
+    simulator.advance(24 * 3600 - 60).await.expect(200);
+    let replay = simulator.post_with_key(INTENTS, "key", &form).await.expect(200);
+    assert_eq!(replay.text, first.text);
+    assert_eq!(simulator.charged("order").await.len(), 1);
+    simulator.advance(60).await.expect(200);
+    let second = simulator.post_with_key(INTENTS, "key", &form).await.expect(200);
+    assert_eq!(second.header("idempotent-replayed"), None);
+    assert_ne!(second.id(), first.id());
+    let summary = simulator.get("/simulator/ledger/summary").await.expect(200);
+    assert_eq!(summary.body["double_charged"], 1);
+}
+
+#[tokio::test]
 async fn what_fails_validation_is_not_kept() {
     let simulator = Simulator::start().await;
     for wrong in [&[("amount", "1099")][..], &[("amount", "0"), ("currency", "eur")]] {

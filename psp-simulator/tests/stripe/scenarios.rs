@@ -41,6 +41,12 @@ async fn declines_name_their_reason_and_take_no_money() {
         ("pm_card_chargeDeclinedIncorrectCvc", "incorrect_cvc", None),
         ("pm_card_chargeDeclinedProcessingError", "processing_error", None),
         ("pm_card_authenticationRequired", "authentication_required", Some("authentication_required")),
+        ("pm_sim_decline_do_not_honor", "card_declined", Some("do_not_honor")),
+        ("pm_sim_decline_fraud", "card_declined", Some("fraudulent")),
+        ("pm_sim_decline_revoked", "card_declined", Some("revocation_of_authorization")),
+        ("pm_sim_decline_velocity_exceeded", "card_declined", Some("card_velocity_exceeded")),
+        ("pm_sim_decline_unlisted", "card_declined", Some("card_in_another_castle")),
+        ("pm_sim_authentication_required", "authentication_required", Some("authentication_required")),
     ];
     for (token, code, decline_code) in table {
         let intent = simulator.create(token, token).await;
@@ -230,4 +236,98 @@ async fn a_withheld_answer_ends_with_the_connection_cut() {
     let error = simulator.form(&confirm_path(&intent), &[]).send().await.unwrap_err();
     assert!(!error.is_timeout() && error.is_request(), "{error:?}");
     assert_eq!(simulator.charged("order").await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_action_is_asked_for_whatever_the_request_said() {
+    let simulator = Simulator::start().await;
+    for (token, kind) in
+        [("pm_sim_action_redirect", "redirect_to_url"), ("pm_sim_action_challenge", "use_stripe_sdk")]
+    {
+        let intent = simulator.create(token, token).await;
+        let action = simulator.confirm(&intent, token).await.expect(200);
+        assert_eq!(action.body["status"], "requires_action");
+        assert_eq!(action.body["next_action"]["type"], kind);
+        simulator.post(&cancel_path(&intent), &[]).await.expect(200);
+        assert!(simulator.charged(token).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_processing_payment_can_fail_later() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_processing_then_failure", "order").await;
+    assert_eq!(simulator.confirm(&intent, "confirm").await.expect(200).body["status"], "processing");
+    simulator.until(&intent, "requires_payment_method").await;
+    let left = simulator.get(&format!("/v1/payment_intents/{intent}")).await.expect(200);
+    assert_eq!(left.body["last_payment_error"]["decline_code"], "insufficient_funds");
+    assert!(simulator.charged("order").await.is_empty());
+    // The key still answers what it answered.
+    let replay = simulator.confirm(&intent, "confirm").await.expect(200);
+    assert_eq!(replay.body["status"], "processing");
+}
+
+#[tokio::test]
+async fn a_status_that_nobody_documents_becomes_a_success() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_unknown_status", "order").await;
+    let strange = simulator.confirm(&intent, "confirm").await.expect(200);
+    assert_eq!(strange.body["status"], "under_observation");
+    assert_eq!(strange.body["amount_received"], 0);
+    simulator.until(&intent, "succeeded").await;
+    assert_eq!(simulator.charged("order").await.len(), 1);
+}
+
+#[tokio::test]
+async fn answers_can_state_what_was_not_asked_for() {
+    let simulator = Simulator::start().await;
+    let mismatches = [
+        ("pm_sim_amount_mismatch", 1100, "eur", 1099),
+        ("pm_sim_currency_mismatch", 1099, "usd", 1099),
+        ("pm_sim_partially_authorised", 549, "eur", 549),
+    ];
+    for (token, received, currency, taken) in mismatches {
+        let intent = simulator.create(token, token).await;
+        let paid = simulator.confirm(&intent, token).await.expect(200);
+        assert_eq!(paid.body["status"], "succeeded");
+        assert_eq!(paid.body["amount"], 1099, "what was asked for");
+        assert_eq!(paid.body["amount_received"], received, "{token}");
+        assert_eq!(paid.body["currency"], currency, "{token}");
+        let read = simulator.get(&format!("/v1/payment_intents/{intent}?expand[]=latest_charge")).await;
+        let charge = &read.expect(200).body["latest_charge"];
+        assert_eq!((&charge["amount_captured"], &charge["currency"]), (&received.into(), &currency.into()));
+        let ledger = simulator.get("/simulator/ledger").await.expect(200);
+        let entry = ledger.body["charges"].as_array().unwrap().last().unwrap().clone();
+        assert_eq!((&entry["amount_minor"], &entry["currency"]), (&taken.into(), &"eur".into()), "{token}");
+    }
+}
+
+#[tokio::test]
+async fn stripe_can_call_a_payment_off_by_itself() {
+    let simulator = Simulator::start().await;
+    let intent = simulator.create("pm_sim_cancelled", "order").await;
+    let cancelled = simulator.confirm(&intent, "confirm").await.expect(200);
+    assert_eq!(cancelled.body["status"], "canceled");
+    assert_eq!(cancelled.body["cancellation_reason"], "automatic");
+    assert!(simulator.charged("order").await.is_empty());
+}
+
+#[tokio::test]
+async fn the_clock_ends_waits() {
+    let simulator = Simulator::with(&["--slow", "1h"]).await;
+    let intent = simulator.create("pm_sim_processing", "order").await;
+    simulator.confirm(&intent, "confirm").await.expect(200);
+    let slow = simulator.create("pm_sim_slow", "slow").await;
+    let advance = async {
+        tokio::time::sleep(SLOW / 10).await;
+        simulator.advance(3600).await.expect(200);
+    };
+    let (paid, ()) = tokio::join!(simulator.confirm(&slow, "slow"), advance);
+    assert_eq!(paid.expect(200).body["status"], "succeeded");
+    simulator.until(&intent, "succeeded").await;
+    let charged = simulator.get("/simulator/ledger").await.expect(200);
+    let clock = simulator.get("/simulator/clock").await.expect(200);
+    assert_eq!(clock.body["ahead_seconds"], 3600);
+    let charged_at = charged.body["charges"][0]["charged_at"].as_str().unwrap();
+    assert_eq!(charged_at[..13], clock.body["now"].as_str().unwrap()[..13], "charges are dated by it");
 }
