@@ -30,6 +30,8 @@ const AHEAD_MAX: usize = 24;
 /// Payments that wait for their answer at once. Beyond it the schedule slips.
 const OPEN_MAX: usize = 4_096;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Whose stored payment methods are used at Adyen: a token of ours names the shopper and what is stored for him.
+const SHOPPER: &str = "shopper";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -112,8 +114,10 @@ impl Tokens {
         let answer = client()?.get(format!("{url}/simulator/scenarios")).send().await;
         let answer = answer.and_then(reqwest::Response::error_for_status).context("ask for the scenarios")?;
         let Listed { scenarios } = answer.json().await.context("read the scenarios")?;
-        let of = |psp: &str| scenarios.iter().filter_map(|one| one.tokens.get(psp).cloned()).collect();
-        let tokens = Tokens { stripe: of("stripe"), adyen: of("adyen") };
+        let of =
+            |psp: &str| scenarios.iter().filter_map(|one| one.tokens.get(psp).cloned()).collect::<Vec<_>>();
+        let adyen = of("adyen").iter().map(|token| format!("{SHOPPER}-{token}")).collect();
+        let tokens = Tokens { stripe: of("stripe"), adyen };
         ensure!(!tokens.stripe.is_empty() && !tokens.adyen.is_empty(), "the simulator has no scenarios");
         Ok(tokens)
     }
@@ -281,7 +285,7 @@ fn hostile(random: &mut Random, number: usize, tokens: &Tokens) -> (&'static str
     let (psp, tokens, success) = if random.below(2) == 0 {
         ("STRIPE", &tokens.stripe, "pm_sim_success")
     } else {
-        ("ADYEN", &tokens.adyen, "adyen_sim_success")
+        ("ADYEN", &tokens.adyen, "shopper-adyen_sim_success")
     };
     // By number, so that a few hundred payments bring every token.
     let token = tokens.get(number % tokens.len().max(1)).filter(|_| random.below(2) == 0);
@@ -352,13 +356,13 @@ mod tests {
     #[test]
     fn hostile_payments_bring_every_token_of_both_psps() {
         let some = |prefix: &str| (0..40).map(|n| format!("{prefix}{n}")).collect::<Vec<_>>();
-        let tokens = Tokens { stripe: some("pm_sim_"), adyen: some("adyen_sim_") };
+        let tokens = Tokens { stripe: some("pm_sim_"), adyen: some("shopper-adyen_sim_") };
         let mixture = Mixture::Hostile(Arc::new(tokens));
         let drawn: Vec<Wish> = (0..5_000).map(|number| draw(1, number, &mixture)).collect();
         let methods: HashSet<_> = drawn.iter().map(|wish| &wish.payment_method).collect();
         assert_eq!(methods.len(), 82);
         for wish in &drawn {
-            let prefix = if wish.psp == "STRIPE" { "pm_sim_" } else { "adyen_sim_" };
+            let prefix = if wish.psp == "STRIPE" { "pm_sim_" } else { "shopper-adyen_sim_" };
             assert!(wish.payment_method.starts_with(prefix), "{wish:?}");
         }
         let paid = drawn.iter().filter(|wish| wish.payment_method.ends_with("_success")).count();

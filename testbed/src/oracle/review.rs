@@ -1,4 +1,4 @@
-//! What is before a person: every contradiction, and nothing that needs none.
+//! What is before a person: every contradiction, and nothing that needs none. And that what should have worked has.
 //!
 //! Causes of a review are three. A PSP contradicts itself: the simulator tells which orders it has lied about. A PSP states another
 //! amount or currency than was asked for: a matter of the payment's token. Or a PSP never tells how it stands, and the executor has asked
@@ -52,6 +52,10 @@ pub(super) fn examine(index: &Index<'_>, verdict: &mut Verdict) {
             let text = format!("{kind} under {reference} was received, and it is {}", order.state);
             verdict.report(Promise::Reviewed, id, text);
         }
+        if scenario == Some("success") && !charged {
+            let text = format!("nothing stood in its way, and it was never charged: it is {}", order.state);
+            verdict.report(Promise::Reviewed, id, text);
+        }
         if misstated && !in_review {
             let text = format!("charged otherwise than asked for ({scenario:?}), and it is {}", order.state);
             verdict.report(Promise::Reviewed, id, text);
@@ -95,5 +99,7 @@ fn of_order(sent: &Sent) -> Option<(Uuid, &str)> {
 }
 
 fn scenario(token: &str) -> Option<&str> {
-    PREFIXES.iter().find_map(|prefix| token.strip_prefix(prefix))
+    // At Adyen the shopper comes first.
+    let stored = token.rsplit_once('-').map_or(token, |(_, stored)| stored);
+    PREFIXES.iter().find_map(|prefix| stored.strip_prefix(prefix))
 }

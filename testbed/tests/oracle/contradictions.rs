@@ -203,7 +203,7 @@ fn a_review_without_a_cause() {
     reports(exhausted, &[Reviewed], "pm_card_visa, the PSP having been asked in vain");
     let mut books = clean();
     exhausted(&mut books);
-    books.sent[0].payment_method = "adyen_sim_error_after_charge".to_owned();
+    books.sent[0].payment_method = "shopper-adyen_sim_error_after_charge".to_owned();
     assert!(examine(&books).clean(), "{}", examine(&books).describe(20));
 }
 
@@ -215,4 +215,10 @@ fn another_amount_than_asked_for_that_nobody_sees() {
     other(&mut books);
     review(&mut books, PAID);
     assert!(examine(&books).clean(), "{}", examine(&books).describe(20));
+}
+
+#[test]
+fn a_payment_that_nothing_stood_in_the_way_of_and_that_was_never_charged() {
+    let plant = |books: &mut Books| books.sent[1].payment_method = "shopper-adyen_sim_success".to_owned();
+    reports(plant, &[Reviewed], "nothing stood in its way, and it was never charged: it is FAILED");
 }
