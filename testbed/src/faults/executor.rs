@@ -6,13 +6,14 @@
 //! end:      the books of everything, with the whole topic
 //! ```
 //! - [`episode`]: what happens in which episode, by the seed; `inflict`: how it is done.
-//! - `rig`: what it is done to, with `asker` before it.
+//! - `rig`: what it is done to, with `asker` before it; `plan`: how its processes are started.
 //! - [`books`]: the PSP's ledger, the executors' tables and the topic beside what was asked for; [`report`]: what came of it.
 
 mod asker;
 pub mod books;
 pub mod episode;
 mod inflict;
+mod plan;
 pub mod report;
 mod rig;
 

@@ -8,7 +8,8 @@ use rustix::process::Signal;
 
 use super::super::episode::Cut;
 use super::episode::{Kind, Line, Point};
-use super::rig::{LEASE, PSP_TIMEOUT, Rig, SEATS};
+use super::plan::{LEASE, PSP_TIMEOUT};
+use super::rig::{Rig, SEATS};
 use crate::load::Random;
 use crate::proxy::{Direction, Proxy};
 
