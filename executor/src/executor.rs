@@ -23,7 +23,6 @@ use anyhow::Context as _;
 use chassis::{backoff::Backoff, postgres::transaction, shutdown::Shutdown};
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::PgPool;
-use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::{JoinError, JoinSet},
