@@ -54,7 +54,7 @@ Q ?= SELECT state, count(*) FROM payments.payment_orders GROUP BY state
 export DB Q
 
 help: ## List what can be made
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 23
 
 demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (SCENARIO= PAYMENTS= RATE= KILLS= SEED=)
 	@$(CARGO) build --workspace --bins
@@ -82,7 +82,7 @@ test-contracts: setup ## Hold what is sent to PSPs against stripe-mock and Adyen
 		exit 1
 	fi
 	if [ ! -x "$$tools/$(STRIPE_MOCK)/stripe-mock" ]; then
-		GOBIN=$$(realpath -m "$$tools/$(STRIPE_MOCK)") GOFLAGS=-mod=mod go install github.com/stripe/$(STRIPE_MOCK) >&2
+		GOBIN=$$(realpath -m "$$tools/$(STRIPE_MOCK)") go install github.com/stripe/$(STRIPE_MOCK) >&2
 	fi
 	if [ -n "$(ADYEN_OPENAPI)" ]; then
 		if [ ! -f "$(ADYEN_OPENAPI)" ]; then

@@ -90,7 +90,7 @@ fn mask(value: &mut Value) -> bool {
             *text = masked;
             found
         }
-        Value::Array(values) => values.iter_mut().fold(false, |found, value| mask(value) | found),
+        Value::Array(values) => values.iter_mut().fold(false, |found, value| mask(value) || found),
         Value::Object(fields) => {
             let named = fields.keys().any(|name| mask_card_numbers_in(name) != name.as_str());
             if named {
@@ -98,7 +98,7 @@ fn mask(value: &mut Value) -> bool {
                 *fields =
                     renamed.map(|(name, value)| (mask_card_numbers_in(&name).into_owned(), value)).collect();
             }
-            fields.values_mut().fold(named, |found, value| mask(value) | found)
+            fields.values_mut().fold(named, |found, value| mask(value) || found)
         }
     }
 }
