@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test bench-relay bench-takeover lint sql stop clean setup
+.PHONY: help demo run faults test test-contracts bench-relay bench-takeover bench-executor lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -16,15 +16,22 @@ PAYMENTS ?= 2000
 RATE ?= 200
 KILLS ?= 3
 SEED ?= 1
+# What the PSPs do to payments: plain, or hostile (three executors, both PSPs, every scenario, webhooks full of tricks).
+SCENARIO ?= plain
 
 # Which PostgreSQL the real parts have: 18, or 15, the oldest that the outbox works on.
 PG ?= 18
 export PAYMENT_OUTBOX_POSTGRES := $(PG)
 
-# What `make faults` does. The relay has its failpoints in tests alone.
+# What `make faults` does. Relay and executor have their failpoints in tests alone.
 FAMILY ?= relay
 EPISODES ?= 200
-FAILPOINTS := --features outbox-relay/failpoints
+FAILPOINTS := --features outbox-relay/failpoints,executor/failpoints
+
+# What `make test-contracts` installs, pinned. Adyen's document is not ours to give away: it is named, or that half is skipped.
+STRIPE_MOCK := stripe-mock@v0.203.0
+PRISM := prism-cli@5.16.0
+ADYEN_OPENAPI ?=
 
 # What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
 EVENTS ?= 1000000
@@ -37,17 +44,21 @@ PEER ?=
 PENDING ?= 10000000
 TAKEOVERS ?= 5
 
+# What `make bench-executor` does unless it is told otherwise, SECONDS included.
+ORDERS ?= 20000
+ORDER_RATES ?= 100,300
+
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
 Q ?= SELECT state, count(*) FROM payments.payment_orders GROUP BY state
 export DB Q
 
 help: ## List what can be made
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 23
 
-demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (PAYMENTS= RATE= KILLS= SEED=)
+demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (SCENARIO= PAYMENTS= RATE= KILLS= SEED=)
 	@$(CARGO) build --workspace --bins
-	exec $(TESTBED) demo --payments $(PAYMENTS) --rate $(RATE) --kills $(KILLS) --seed $(SEED)
+	exec $(TESTBED) demo --scenario $(SCENARIO) --payments $(PAYMENTS) --rate $(RATE) --kills $(KILLS) --seed $(SEED)
 
 run: setup ## Start everything, print every address, and stay until Ctrl-C
 	@$(CARGO) build --workspace --bins
@@ -64,6 +75,33 @@ test: setup ## Start the real parts once and run the whole suite (PG=15 on the o
 	$(TESTBED) up
 	$(CARGO) test $(or $(ARGS),--workspace $(FAILPOINTS))
 
+test-contracts: setup ## Hold what is sent to PSPs against stripe-mock and Adyen's OpenAPI document (ADYEN_OPENAPI=/path/CheckoutService-v71.json)
+	@tools=$(or $(PAYMENT_OUTBOX_HOME),$(CARGO_TARGET_DIR),target)/tools
+	if ! command -v go >/dev/null; then
+		echo "test-contracts: go is missing, which builds stripe-mock: install it from https://go.dev/dl, then try again" >&2
+		exit 1
+	fi
+	if [ ! -x "$$tools/$(STRIPE_MOCK)/stripe-mock" ]; then
+		GOBIN=$$(realpath -m "$$tools/$(STRIPE_MOCK)") go install github.com/stripe/$(STRIPE_MOCK) >&2
+	fi
+	if [ -n "$(ADYEN_OPENAPI)" ]; then
+		if [ ! -f "$(ADYEN_OPENAPI)" ]; then
+			echo "test-contracts: there is no file $(ADYEN_OPENAPI): CheckoutService-v71.json is in https://github.com/Adyen/adyen-openapi" >&2
+			exit 1
+		fi
+		if ! command -v npm >/dev/null; then
+			echo "test-contracts: npm is missing, which installs Prism: install Node.js 20 or newer, then try again" >&2
+			exit 1
+		fi
+		if [ ! -x "$$tools/$(PRISM)/node_modules/.bin/prism" ]; then
+			npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$$tools/$(PRISM)" @stoplight/$(PRISM) >&2
+		fi
+	else
+		echo "test-contracts: SKIPPED: Adyen's requests are not checked, as ADYEN_OPENAPI names no document" >&2
+	fi
+	STRIPE_MOCK=$$(realpath "$$tools/$(STRIPE_MOCK)/stripe-mock") PRISM=$$(realpath -m "$$tools/$(PRISM)/node_modules/.bin/prism") \
+		ADYEN_OPENAPI=$(if $(ADYEN_OPENAPI),$$(realpath "$(ADYEN_OPENAPI)")) $(CARGO) test -p executor --features contracts --test contracts -- --nocapture
+
 bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
@@ -72,6 +110,10 @@ bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES=
 bench-takeover: setup ## Measure how long nobody publishes after a leader's SIGKILL (PENDING= TAKEOVERS=)
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-takeover --pending $(PENDING) --kills $(TAKEOVERS)
+
+bench-executor: setup ## Measure the executor: results per second, request to result, cost (ORDERS= ORDER_RATES= SECONDS=)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-executor --orders $(ORDERS) --rates $(ORDER_RATES) --seconds $(SECONDS)
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

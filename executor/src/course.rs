@@ -1,12 +1,30 @@
 //! The course of a payment order at its PSP: which operation comes first, and what follows from each answer. Pure.
 //!
 //! ```text
+//! in two steps (Stripe)
 //!            nothing begun ─▶ CREATE ─▶ CONFIRM ─▶ succeeded: SUCCESSFUL       processing: PENDING      no clear answer: UNKNOWN
 //!  created, outcome unknown ─▶ GET ──▶ as it stands: result, CONFIRM, or CANCEL     │ declined, shopper must act, too late
 //!                                                                                  ▼
 //!                                                                     CANCEL ─▶ cancelled: FAILED
+//! in one step (Adyen)
+//!            nothing begun ─▶ CONFIRM ─▶ succeeded, processing, no clear answer: as above      declined: FAILED
+//!       in doubt, a step due ─▶ CONFIRM under the same key: the first answer, again  │ shopper must act
+//!                                                                                    ▼
+//!                                                                     CANCEL ─▶ cancellation taken: FAILED
 //! ```
-//! FAILED is concluded only when no money can move any more: nothing was created, or what was created is cancelled at the PSP.
+//! FAILED is concluded only when no money can move any more.
+//! - In two steps: nothing was created, or what was created is cancelled at the PSP. Its word on that is immediate.
+//! - In one step, a refusal is the PSP's last word on the payment. That a request was not acceptable proves nothing if an earlier one under
+//!   the same key may have been executed: UNKNOWN.
+//! - In one step, where the shopper would have to act, the cancellation is taken and carried out later. The payment waits for something
+//!   that only the holder of that very answer can give it: the address of a redirect, the data of a challenge, a voucher. Nobody has it:
+//!   answers are read for their codes and never stored. So nothing can be authorised from the moment of that answer on, and the
+//!   cancellation closes what is left. FAILED waits for it to be taken, not for its webhook: Adyen reports as unsuccessful the
+//!   cancellation of a payment that was never authorised, and such orders would all wait for a person. Should the PSP authorise all the
+//!   same, its webhook brings a SUCCESSFUL beside the FAILED, which always ends in review.
+//!
+//! A PSP without look-up is never asked how a payment stands. Doubt is settled by the same request under the same key, by its webhooks, or
+//! by a person at the end of the ladder.
 
 use schema::psp_result_update::PspStatus;
 use time::OffsetDateTime;
@@ -20,8 +38,21 @@ pub struct Known {
     pub has_reference: bool,
     /// When its first call was written down.
     pub first_attempt_at: Option<OffsetDateTime>,
+    /// One of its calls may have been executed: not all of them were turned away.
+    pub in_doubt: bool,
     /// No charge is begun after this.
     pub expires_at: OffsetDateTime,
+}
+
+/// How things stand when an answer has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation {
+    /// What the PSP can do.
+    pub psp: Capabilities,
+    /// It is too late to begin a charge.
+    pub expired: bool,
+    /// An earlier call may have been executed.
+    pub in_doubt: bool,
 }
 
 /// Why a payment is being cancelled: what is published once it is.
@@ -31,6 +62,14 @@ pub struct Reason {
     pub code: Option<String>,
     /// Text for people.
     pub message: Option<String>,
+}
+
+/// A cancellation under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cancelling {
+    reason: Reason,
+    /// The PSP said that the payment waits for the shopper: nothing is authorised, and nobody can do what it waits for.
+    waits_for_shopper: bool,
 }
 
 /// What to do next.
@@ -61,16 +100,20 @@ pub fn first(known: Known, psp: Capabilities, now: OffsetDateTime) -> Next {
     if known.has_reference && psp.looks_up {
         return Next::Call(Operation::Get);
     }
+    let begin = if psp.two_step { Operation::Create } else { Operation::Confirm };
+    let too_old = Next::Conclude(
+        PspStatus::Unknown,
+        Reason::ours(code::EXPIRED, "the request was too old to be begun"),
+    );
     match known.first_attempt_at {
         // Nothing was ever sent under this key, or it was so long ago that the PSP may have forgotten: this could be the
         // second charge of a database that was put back.
-        None if now >= known.expires_at => Next::Conclude(
-            PspStatus::Unknown,
-            Reason::ours(code::EXPIRED, "the request was too old to be begun"),
-        ),
-        None => Next::Call(Operation::Create),
+        None if now >= known.expires_at => too_old,
+        None => Next::Call(begin),
+        // All that was sent was turned away: what is sent now would be the first, and it takes money at once.
+        Some(_) if !psp.two_step && !known.in_doubt && now >= known.expires_at => too_old,
         // The key is remembered: the same again gives the same payment, not another one.
-        Some(first) if now < first + psp.remembers_keys_for => Next::Call(Operation::Create),
+        Some(first) if now < first + psp.remembers_keys_for => Next::Call(begin),
         Some(_) => Next::Conclude(
             PspStatus::Unknown,
             Reason::ours(code::RESOLUTION_EXHAUSTED, "the PSP may have forgotten the idempotency key"),
@@ -78,21 +121,33 @@ pub fn first(known: Known, psp: Capabilities, now: OffsetDateTime) -> Next {
     }
 }
 
-/// What follows from an answer. `reason` is why the payment is being cancelled, if it is; `expired`, whether it is too late to begin a
-/// charge.
-pub fn next(operation: Operation, answer: &Answer, reason: &mut Option<Reason>, expired: bool) -> Next {
-    match operation {
-        Operation::Create => after_create(answer, reason, expired),
-        Operation::Confirm => after_confirm(answer, reason),
-        Operation::Get => after_get(answer, reason, expired),
-        Operation::Cancel => after_cancel(answer, reason),
+/// What follows if no request can be made of the order: it never could, or it is known already and stays as it is.
+pub fn unsendable(known: Known, why: &str) -> Next {
+    match known.first_attempt_at {
+        None => Next::Conclude(PspStatus::Failed, Reason::ours(code::UNSUPPORTED, why)),
+        Some(_) => Next::Nothing,
     }
 }
 
-fn after_create(answer: &Answer, reason: &mut Option<Reason>, expired: bool) -> Next {
+/// What follows from an answer. `cancelling` is the cancellation under way, if there is one.
+pub fn next(
+    situation: Situation,
+    operation: Operation,
+    answer: &Answer,
+    cancelling: &mut Option<Cancelling>,
+) -> Next {
+    match operation {
+        Operation::Create => after_create(situation, answer, cancelling),
+        Operation::Confirm => after_confirm(situation, answer, cancelling),
+        Operation::Get => after_get(situation, answer, cancelling),
+        Operation::Cancel => after_cancel(situation, answer, cancelling),
+    }
+}
+
+fn after_create(situation: Situation, answer: &Answer, cancelling: &mut Option<Cancelling>) -> Next {
     match answer.verdict {
-        Verdict::Unconfirmed => begin_charge(reason, expired),
-        // Nothing exists at the PSP.
+        Verdict::Unconfirmed => begin_charge(situation, cancelling),
+        // Nothing exists at the PSP, or something that takes no money by itself.
         Verdict::Refused => Next::Conclude(PspStatus::Failed, Reason::of(answer)),
         // The answer of another operation: the key was used by someone else, or the PSP's rules have changed.
         Verdict::Succeeded
@@ -100,86 +155,120 @@ fn after_create(answer: &Answer, reason: &mut Option<Reason>, expired: bool) -> 
         | Verdict::ActionRequired
         | Verdict::Declined
         | Verdict::Cancelled
-        | Verdict::WrongState => look_up_or_unknown(answer),
-        Verdict::AmountMismatch | Verdict::IdempotencyMismatch | Verdict::Unclear => unknown(answer),
-        Verdict::Later => Next::Later,
+        | Verdict::CancelAccepted
+        | Verdict::WrongState
+            if answer.reference.is_some() =>
+        {
+            look_up(situation, answer)
+        }
+        Verdict::Succeeded
+        | Verdict::Processing
+        | Verdict::ActionRequired
+        | Verdict::Declined
+        | Verdict::Cancelled
+        | Verdict::CancelAccepted
+        | Verdict::WrongState
+        | Verdict::AmountMismatch
+        | Verdict::IdempotencyMismatch
+        | Verdict::Unclear => unknown(answer),
+        Verdict::BeingExecuted | Verdict::Later => Next::Later,
     }
 }
 
-fn after_confirm(answer: &Answer, reason: &mut Option<Reason>) -> Next {
+fn after_confirm(situation: Situation, answer: &Answer, cancelling: &mut Option<Cancelling>) -> Next {
+    let two_step = situation.psp.two_step;
     match answer.verdict {
         Verdict::Succeeded => Next::Conclude(PspStatus::Successful, Reason::default()),
         Verdict::Processing => Next::Conclude(PspStatus::Pending, Reason::of(answer)),
-        Verdict::Declined | Verdict::ActionRequired | Verdict::Refused => cancel(answer, reason),
-        Verdict::Cancelled | Verdict::WrongState => Next::Call(Operation::Get),
-        Verdict::Unconfirmed | Verdict::AmountMismatch | Verdict::IdempotencyMismatch | Verdict::Unclear => {
-            unknown(answer)
-        }
-        Verdict::Later => Next::Later,
+        Verdict::ActionRequired => cancel(answer, cancelling),
+        // Still open at the PSP.
+        Verdict::Declined | Verdict::Refused if two_step => cancel(answer, cancelling),
+        Verdict::Cancelled if two_step => look_up(situation, answer),
+        Verdict::Declined | Verdict::Cancelled => failed(answer, cancelling),
+        Verdict::Refused if situation.in_doubt => unknown(answer),
+        Verdict::Refused => Next::Conclude(PspStatus::Failed, Reason::of(answer)),
+        Verdict::WrongState => look_up(situation, answer),
+        Verdict::Unconfirmed
+        | Verdict::CancelAccepted
+        | Verdict::AmountMismatch
+        | Verdict::IdempotencyMismatch
+        | Verdict::Unclear => unknown(answer),
+        Verdict::BeingExecuted | Verdict::Later => Next::Later,
     }
 }
 
-fn after_get(answer: &Answer, reason: &mut Option<Reason>, expired: bool) -> Next {
+fn after_get(situation: Situation, answer: &Answer, cancelling: &mut Option<Cancelling>) -> Next {
     match answer.verdict {
         Verdict::Succeeded => Next::Conclude(PspStatus::Successful, Reason::default()),
         Verdict::Processing => Next::Conclude(PspStatus::Pending, Reason::of(answer)),
         // Not charged, or not yet: the same confirmation again. A payment succeeds once.
-        Verdict::Unconfirmed => begin_charge(reason, expired),
-        Verdict::Declined | Verdict::ActionRequired => cancel(answer, reason),
-        Verdict::Cancelled => failed(answer, reason),
+        Verdict::Unconfirmed => begin_charge(situation, cancelling),
+        Verdict::Declined | Verdict::ActionRequired => cancel(answer, cancelling),
+        Verdict::Cancelled => failed(answer, cancelling),
         Verdict::AmountMismatch => unknown(answer),
         // "No such payment" is no proof: the id was given by this PSP. Wrong account, perhaps.
-        Verdict::Refused | Verdict::WrongState | Verdict::IdempotencyMismatch | Verdict::Unclear => {
-            Next::Nothing
-        }
-        Verdict::Later => Next::Later,
+        Verdict::Refused
+        | Verdict::WrongState
+        | Verdict::CancelAccepted
+        | Verdict::IdempotencyMismatch
+        | Verdict::Unclear => Next::Nothing,
+        Verdict::BeingExecuted | Verdict::Later => Next::Later,
     }
 }
 
-fn after_cancel(answer: &Answer, reason: &mut Option<Reason>) -> Next {
+fn after_cancel(situation: Situation, answer: &Answer, cancelling: &mut Option<Cancelling>) -> Next {
     match answer.verdict {
-        Verdict::Cancelled => failed(answer, reason),
+        Verdict::Cancelled => failed(answer, cancelling),
+        Verdict::CancelAccepted
+            if cancelling.as_ref().is_some_and(|cancelling| cancelling.waits_for_shopper) =>
+        {
+            failed(answer, cancelling)
+        }
         Verdict::Succeeded => Next::Conclude(PspStatus::Successful, Reason::default()),
         Verdict::Processing => Next::Conclude(PspStatus::Pending, Reason::of(answer)),
         // It has moved on meanwhile: paid, or cancelled before.
-        Verdict::WrongState => Next::Call(Operation::Get),
+        Verdict::WrongState => look_up(situation, answer),
         Verdict::Unconfirmed
         | Verdict::ActionRequired
         | Verdict::Declined
+        | Verdict::CancelAccepted
         | Verdict::Refused
         | Verdict::AmountMismatch
         | Verdict::IdempotencyMismatch
         | Verdict::Unclear => unknown(answer),
-        Verdict::Later => Next::Later,
+        Verdict::BeingExecuted | Verdict::Later => Next::Later,
     }
 }
 
-fn begin_charge(reason: &mut Option<Reason>, expired: bool) -> Next {
-    if expired {
-        *reason =
-            Some(Reason::ours(code::EXPIRED, "cancelled before a charge was begun: the request is too old"));
+fn begin_charge(situation: Situation, cancelling: &mut Option<Cancelling>) -> Next {
+    if situation.expired {
+        let reason =
+            Reason::ours(code::EXPIRED, "cancelled before a charge was begun: the request is too old");
+        *cancelling = Some(Cancelling { reason, waits_for_shopper: false });
         return Next::Call(Operation::Cancel);
     }
     Next::Call(Operation::Confirm)
 }
 
-fn cancel(answer: &Answer, reason: &mut Option<Reason>) -> Next {
-    *reason = Some(Reason::of(answer));
+fn cancel(answer: &Answer, cancelling: &mut Option<Cancelling>) -> Next {
+    let waits_for_shopper = answer.verdict == Verdict::ActionRequired;
+    *cancelling = Some(Cancelling { reason: Reason::of(answer), waits_for_shopper });
     Next::Call(Operation::Cancel)
 }
 
 /// What the PSP keeps as the cause counts first, then why we cancelled.
-fn failed(answer: &Answer, reason: &mut Option<Reason>) -> Next {
+fn failed(answer: &Answer, cancelling: &mut Option<Cancelling>) -> Next {
     let own = Reason::of(answer);
-    let known = if own.code.is_some() { Some(own) } else { reason.take() };
+    let known =
+        if own.code.is_some() { Some(own) } else { cancelling.take().map(|cancelling| cancelling.reason) };
     Next::Conclude(
         PspStatus::Failed,
         known.unwrap_or_else(|| Reason::ours(code::CANCELLED, "cancelled at the PSP")),
     )
 }
 
-fn look_up_or_unknown(answer: &Answer) -> Next {
-    if answer.reference.is_some() { Next::Call(Operation::Get) } else { unknown(answer) }
+fn look_up(situation: Situation, answer: &Answer) -> Next {
+    if situation.psp.looks_up { Next::Call(Operation::Get) } else { unknown(answer) }
 }
 
 fn unknown(answer: &Answer) -> Next {
@@ -189,120 +278,4 @@ fn unknown(answer: &Answer) -> Next {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    const PSP: Capabilities = Capabilities { looks_up: true, remembers_keys_for: Duration::from_hours(23) };
-
-    const VERDICTS: [Verdict; 12] = [
-        Verdict::Succeeded,
-        Verdict::Processing,
-        Verdict::Unconfirmed,
-        Verdict::ActionRequired,
-        Verdict::Declined,
-        Verdict::Cancelled,
-        Verdict::Refused,
-        Verdict::WrongState,
-        Verdict::AmountMismatch,
-        Verdict::IdempotencyMismatch,
-        Verdict::Unclear,
-        Verdict::Later,
-    ];
-
-    fn answer(verdict: Verdict) -> Answer {
-        Answer { reference: Some("pi_1".into()), ..Answer::new(verdict) }
-    }
-
-    /// C confirm, G get, X cancel, S P F U results, n nothing, l later.
-    fn letter(next: &Next) -> char {
-        match next {
-            Next::Call(Operation::Create) => 'c',
-            Next::Call(Operation::Confirm) => 'C',
-            Next::Call(Operation::Get) => 'G',
-            Next::Call(Operation::Cancel) => 'X',
-            Next::Conclude(PspStatus::Successful, _) => 'S',
-            Next::Conclude(PspStatus::Pending, _) => 'P',
-            Next::Conclude(PspStatus::Failed, _) => 'F',
-            Next::Conclude(PspStatus::Unknown, _) => 'U',
-            Next::Nothing => 'n',
-            Next::Later => 'l',
-        }
-    }
-
-    #[test]
-    fn what_follows_from_each_answer() {
-        // In the order of VERDICTS.
-        let rows = [
-            (Operation::Create, false, "GGCGGGFGUUUl"),
-            (Operation::Create, true, "GGXGGGFGUUUl"),
-            (Operation::Confirm, false, "SPUXXGXGUUUl"),
-            (Operation::Confirm, true, "SPUXXGXGUUUl"),
-            (Operation::Get, false, "SPCXXFnnUnnl"),
-            (Operation::Get, true, "SPXXXFnnUnnl"),
-            (Operation::Cancel, false, "SPUUUFUGUUUl"),
-            (Operation::Cancel, true, "SPUUUFUGUUUl"),
-        ];
-        for (operation, expired, expected) in rows {
-            let found: String = VERDICTS
-                .iter()
-                .map(|&verdict| letter(&next(operation, &answer(verdict), &mut None, expired)))
-                .collect();
-            assert_eq!(found, expected, "{operation:?}, expired: {expired}");
-        }
-    }
-
-    #[test]
-    fn failed_is_only_concluded_when_nothing_can_be_charged_any_more() {
-        for operation in Operation::ALL {
-            for verdict in VERDICTS {
-                let concluded = next(operation, &answer(verdict), &mut None, false);
-                if letter(&concluded) == 'F' {
-                    let closed = verdict == Verdict::Cancelled;
-                    let never_created = operation == Operation::Create && verdict == Verdict::Refused;
-                    assert!(closed || never_created, "{operation:?} {verdict:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_cause_of_a_failure_is_kept_over_the_cancellation() {
-        let mut reason = None;
-        let declined = answer(Verdict::Declined).error("card_declined/lost_card", "Your card was declined.");
-        assert_eq!(next(Operation::Confirm, &declined, &mut reason, false), Next::Call(Operation::Cancel));
-        let Next::Conclude(PspStatus::Failed, cause) =
-            next(Operation::Cancel, &answer(Verdict::Cancelled), &mut reason, false)
-        else {
-            panic!("not failed");
-        };
-        assert_eq!(cause.code.as_deref(), Some("card_declined/lost_card"));
-        let Next::Conclude(PspStatus::Failed, cause) =
-            next(Operation::Get, &answer(Verdict::Cancelled), &mut None, false)
-        else {
-            panic!("not failed");
-        };
-        assert_eq!(cause.code.as_deref(), Some(code::CANCELLED));
-    }
-
-    #[test]
-    fn what_comes_first() {
-        let now = OffsetDateTime::now_utc();
-        let (fresh, old) = (now + Duration::from_mins(1), now - Duration::from_mins(1));
-        let rows = [
-            (false, None, fresh, 'c'),
-            (false, None, old, 'U'),
-            (false, None, now, 'U'),
-            (false, Some(now - Duration::from_hours(1)), old, 'c'),
-            (false, Some(now - (Duration::from_hours(23) - Duration::from_secs(1))), old, 'c'),
-            (false, Some(now - Duration::from_hours(23)), old, 'U'),
-            (true, Some(now), fresh, 'G'),
-            (true, Some(now - Duration::from_hours(90)), old, 'G'),
-        ];
-        for (has_reference, first_attempt_at, expires_at, expected) in rows {
-            let known = Known { has_reference, first_attempt_at, expires_at };
-            assert_eq!(letter(&first(known, PSP, now)), expected, "{known:?}");
-        }
-    }
-}
+mod tests;

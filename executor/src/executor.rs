@@ -9,19 +9,20 @@
 //! A call is written down, with its idempotency key and its hash, and committed, before it is made. If the process dies before a
 //! call, during it, or before its answer is recorded, the attempt stays STARTED and the lease runs out; whoever claims the order
 //! then (`resolver`) asks the PSP. A claim is exclusive while its lease lasts, and no call is made that could outlast it.
+//!
+//! Orders are claimed per PSP, each PSP in its own loop with its own room (`lane`): one that stalls holds up nobody else's orders, and one
+//! that fails is left alone while its orders wait in the database. Orders of a PSP that this process has no adapter for are left to a
+//! process that has one.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use chassis::{backoff::Backoff, postgres::transaction, shutdown::Shutdown, telemetry::TraceContext};
-use schema::{
-    decode::Event as _,
-    psp_result_update::{PspResultUpdateEvent, PspStatus},
-};
+use anyhow::Context as _;
+use chassis::{backoff::Backoff, postgres::transaction, shutdown::Shutdown};
+use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::PgPool;
-use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::{JoinError, JoinSet},
@@ -29,13 +30,17 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     config::{Config, LEASE_MARGIN},
-    course::{self, Known, Next, Reason},
+    course::{self, Next, Situation},
+    failpoints,
     group::{Group, NotWritten},
+    lane::{Lane, Lanes},
     metrics::Metrics,
-    psp::{Answer, Call, Operation, Order, Psp, Psps},
-    record::{self, Finding, Outcome, Recorded, Source},
-    store::{self, Advance, Candidate, Finished, Queue, Started},
+    psp::{Answer, Call, Psps},
+    record::{self, Finding, Outcome, Recorded},
+    store::{self, Advance, Finished, Queue, Started},
+    turn::{Claimed, Turn, begin, turn},
 };
 
 /// Most orders claimed at once.
@@ -48,8 +53,9 @@ const WRITERS: usize = 2;
 /// Everything that carrying out an order needs. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Executor {
+    clock: Clock,
     pool: PgPool,
-    psps: Psps,
+    lanes: Arc<Lanes>,
     metrics: Metrics,
     shutdown: Shutdown,
     lease: Duration,
@@ -58,12 +64,12 @@ pub struct Executor {
     findings: Group<Finding, Recorded>,
 }
 
-/// Where a loop of claims takes its orders, and how often it looks.
+/// Where the loops of claims take their orders, and how often they look.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Which orders.
     pub queue: Queue,
-    /// Orders carried out at once.
+    /// Orders of one PSP carried out at once.
     pub concurrency: usize,
     /// Pause between two looks for a second after the last order was found.
     pub busy: Duration,
@@ -71,44 +77,50 @@ pub struct Pace {
     pub idle: Duration,
 }
 
-/// An order that is ours until its lease ends.
-struct Claimed {
-    order: Order,
-    trace_id: String,
-    reference: Option<String>,
-    source: Source,
-    claim: Uuid,
-    /// By our own clock, counted from before the claim: it ends before the database's lease does.
-    lease_end: Instant,
-    turn: Turn,
-}
-
-/// What is to be done with it.
-enum Turn {
-    /// A call that is written down.
-    Call { psp: Arc<dyn Psp>, call: Call, started: Started },
-    /// There is nothing to call for.
-    Concluded(Outcome),
-}
-
 impl Executor {
     /// Starts the writers.
-    pub fn new(config: &Config, pool: PgPool, psps: Psps, metrics: Metrics, shutdown: Shutdown) -> Self {
+    pub fn new(config: &Config, pool: PgPool, psps: &Psps, metrics: Metrics, shutdown: Shutdown) -> Self {
+        let lanes = Arc::new(Lane::all(config, psps, &metrics, &shutdown));
         let (lease, psp_timeout) = (config.lease(), config.psp_timeout);
         let (needed, to_advance) = (psp_timeout + LEASE_MARGIN, pool.clone());
         let advances = Group::start("attempts", WRITERS, &shutdown, move |group: Vec<Advance>| {
             let pool = to_advance.clone();
             async move { store::advance(&pool, lease, needed, psp_timeout, &group).await }
         });
-        let (ladder, to_record): (Arc<[Duration]>, _) = (config.ladder().into(), pool.clone());
+        let (ladder, to_record) = (record::Ladder::of(config), pool.clone());
         let findings = Group::start("results", WRITERS, &shutdown, move |group| {
-            record::record(to_record.clone(), Arc::clone(&ladder), group)
+            record::record(to_record.clone(), ladder.clone(), group)
         });
-        Self { pool, psps, metrics, shutdown, lease, psp_timeout, advances, findings }
+        let clock = config.clock.clone();
+        Self { clock, pool, lanes, metrics, shutdown, lease, psp_timeout, advances, findings }
     }
 
-    /// Claims and carries out orders until asked to stop; then finishes the calls in flight.
+    /// Claims and carries out orders until asked to stop, in each lane by itself; then finishes the calls in flight.
     pub async fn run(self, pace: Pace, wake: Arc<Notify>) -> anyhow::Result<()> {
+        let mut lanes = JoinSet::new();
+        let mut wakes = Vec::new();
+        for lane in self.lanes.values() {
+            let wake = Arc::new(Notify::new());
+            wakes.push(Arc::clone(&wake));
+            lanes.spawn(self.clone().work(Arc::clone(lane), pace, wake));
+        }
+        let ended = loop {
+            tokio::select! {
+                () = wake.notified() => wakes.iter().for_each(|lane| lane.notify_one()),
+                ended = lanes.join_next() => break ended,
+            }
+        };
+        // A lane ends when it is asked to. One that fails is an end for all of them.
+        if let Some(Err(error)) = ended {
+            return Err(error).context("a lane failed");
+        }
+        while let Some(ended) = lanes.join_next().await {
+            ended.context("a lane failed")?;
+        }
+        Ok(())
+    }
+
+    async fn work(self, lane: Arc<Lane>, pace: Pace, wake: Arc<Notify>) {
         let slots = Arc::new(Semaphore::new(pace.concurrency));
         let mut tasks = JoinSet::new();
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -117,25 +129,28 @@ impl Executor {
             while let Some(ended) = tasks.try_join_next() {
                 log_panic(ended);
             }
-            let limit = free.len();
-            let found = match self.claim(pace.queue, limit).await {
+            let Some(limit) = lane.admitted(free.len()).await else { break };
+            let found = match self.claim(&lane, pace.queue, limit).await {
                 Ok(found) => found,
                 Err(error) => {
                     let delay = backoff.next_delay();
+                    lane.found_nothing();
                     tracing::warn!(%error, queue = ?pace.queue, delay_ms = delay.as_millis(), "orders could not be claimed");
                     self.shutdown.sleep(delay).await;
                     continue;
                 }
             };
             backoff.reset();
-            if !found.is_empty() {
+            if found.is_empty() {
+                lane.found_nothing();
+            } else {
                 last_found = Instant::now();
             }
             let more = found.len() == limit;
             for (claimed, slot) in found.into_iter().zip(free) {
-                let executor = self.clone();
+                let (executor, lane) = (self.clone(), Arc::clone(&lane));
                 tasks.spawn(async move {
-                    executor.carry_out(claimed).await;
+                    executor.carry_out(&lane, claimed).await;
                     drop(slot);
                 });
             }
@@ -150,7 +165,6 @@ impl Executor {
         while let Some(ended) = tasks.join_next().await {
             log_panic(ended);
         }
-        Ok(())
     }
 
     /// The free slots, at least one; None at the end.
@@ -167,17 +181,20 @@ impl Executor {
         (!self.shutdown.requested()).then_some(free)
     }
 
-    /// Takes up to `limit` orders that are due, and writes down the first call of each.
-    async fn claim(&self, queue: Queue, limit: usize) -> Result<Vec<Claimed>, sqlx::Error> {
-        let executor = self.clone();
+    /// Takes up to `limit` orders of this PSP that are due, and writes down the first call of each.
+    async fn claim(&self, lane: &Arc<Lane>, queue: Queue, limit: usize) -> Result<Vec<Claimed>, sqlx::Error> {
+        let (executor, lane) = (self.clone(), Arc::clone(lane));
         let (claim, lease_end) = (Uuid::now_v7(), Instant::now() + self.lease);
         transaction(&self.pool, move |tx| {
             Box::pin(async move {
-                let candidates = store::lock_due(tx, queue, i64::try_from(limit).unwrap_or(i64::MAX)).await?;
+                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+                let candidates =
+                    store::lock_due(tx, queue, lane.psp.name(), limit, executor.clock.ahead()).await?;
                 if candidates.is_empty() {
                     return Ok(vec![]);
                 }
-                let begin = |candidate| executor.begin(candidate, queue, claim, lease_end);
+                let now = executor.clock.now();
+                let begin = |candidate| begin(&lane, candidate, queue, (claim, lease_end), now);
                 let claimed: Vec<Claimed> = candidates.into_iter().map(begin).collect();
                 let rows: Vec<_> =
                     claimed.iter().map(|c| (c.order.payment_order_id, c.turn.started().cloned())).collect();
@@ -188,71 +205,38 @@ impl Executor {
         .await
     }
 
-    fn begin(&self, candidate: Candidate, queue: Queue, claim: Uuid, lease_end: Instant) -> Claimed {
-        let Candidate { order, traceparent, reference, first_attempt_at } = candidate;
-        let known =
-            Known { has_reference: reference.is_some(), first_attempt_at, expires_at: order.expires_at };
-        let turn = match self.psps.get(&order.psp) {
-            // It was taken in when there was an adapter.
-            None => Turn::Concluded(Outcome::Later { failed: true }),
-            Some(psp) => match course::first(known, psp.capabilities(), OffsetDateTime::now_utc()) {
-                Next::Call(operation) => Turn::of(psp, operation, &order, reference.as_deref()),
-                Next::Conclude(status, reason) => Turn::Concluded(result(
-                    &order,
-                    status,
-                    reason,
-                    reference.clone(),
-                    OffsetDateTime::now_utc(),
-                )),
-                Next::Nothing => Turn::Concluded(Outcome::Nothing),
-                Next::Later => Turn::Concluded(Outcome::Later { failed: true }),
-            },
-        };
-        Claimed {
-            trace_id: TraceContext::parse(&traceparent).map(|trace| trace.trace_id()).unwrap_or_default(),
-            source: if queue == Queue::Queued { Source::Reply } else { Source::Resolver },
-            order,
-            reference,
-            claim,
-            lease_end,
-            turn,
-        }
-    }
-
     /// Calls the PSP until there is something to record, and records it.
-    async fn carry_out(&self, mut claimed: Claimed) {
-        let mut reason = None;
+    async fn carry_out(&self, lane: &Lane, mut claimed: Claimed) {
+        let mut cancelling = None;
         let mut finished = None;
         for calls_left in (0..CALLS_MAX).rev() {
-            let (psp, call, started) = match &claimed.turn {
-                Turn::Call { psp, call, started } => (Arc::clone(psp), call, started),
-                Turn::Concluded(_) => break,
-            };
-            if Instant::now() + self.psp_timeout > claimed.lease_end {
+            let Turn::Call { call, started } = &claimed.turn else { break };
+            let deadline = Instant::now() + self.psp_timeout;
+            if deadline > claimed.lease_end {
                 self.lost(&claimed);
                 return;
             }
-            let answer = psp.send(call, &claimed.order).await;
-            self.observe(&claimed, &*psp, call, &answer);
-            let reference = answer.reference.clone().or_else(|| claimed.reference.take());
-            let expired = OffsetDateTime::now_utc() >= claimed.order.expires_at;
-            let next = course::next(call.operation, &answer, &mut reason, expired);
-            let obtained_at = answer.obtained_at;
-            let answered = Finished { attempt_id: started.attempt_id, answer };
-            claimed.reference.clone_from(&reference);
-            claimed.turn = match next {
+            failpoints::reached("E1");
+            let answer = failpoints::called(lane.call(call, &claimed.order, deadline)).await;
+            failpoints::reached("E3");
+            log_answer(&claimed, call, &answer);
+            claimed.reference = answer.reference.clone().or_else(|| claimed.reference.take());
+            let situation = Situation {
+                psp: lane.psp.capabilities(),
+                expired: self.clock.now() >= claimed.order.expires_at,
+                in_doubt: claimed.known.in_doubt || answer.in_doubt,
+            };
+            claimed.known.first_attempt_at.get_or_insert(answer.obtained_at);
+            let next = match course::next(situation, call.operation, &answer, &mut cancelling) {
                 // Between two calls is a good moment to stop: whoever comes next looks up how it stands.
-                Next::Call(_) if self.shutdown.requested() => {
+                Next::Call(_) if self.shutdown.requested() || lane.is_open() => {
                     Turn::Concluded(Outcome::Later { failed: false })
                 }
                 Next::Call(_) if calls_left == 0 => Turn::Concluded(Outcome::Nothing),
-                Next::Call(operation) => Turn::of(&psp, operation, &claimed.order, reference.as_deref()),
-                Next::Conclude(status, reason) => {
-                    Turn::Concluded(result(&claimed.order, status, reason, reference, obtained_at))
-                }
-                Next::Nothing => Turn::Concluded(Outcome::Nothing),
-                Next::Later => Turn::Concluded(Outcome::Later { failed: true }),
+                next => turn(lane, next, &claimed, answer.obtained_at),
             };
+            let answered = Finished { attempt_id: started.attempt_id, answer };
+            claimed.turn = next;
             if let Some(started) = claimed.turn.started() {
                 let Some(lease_end) = self.advance(&claimed, answered, started.clone()).await else {
                     self.lost(&claimed);
@@ -326,63 +310,21 @@ impl Executor {
             "the claim is no longer ours, or too short for a call: left to the resolver"
         );
     }
-
-    fn observe(&self, claimed: &Claimed, psp: &dyn Psp, call: &Call, answer: &Answer) {
-        let labels = [psp.label(), call.operation.label(), answer.label()];
-        self.metrics.psp_requests.with_label_values(&labels).inc();
-        self.metrics.psp_request_duration.with_label_values(&labels[..2]).observe(answer.took.as_secs_f64());
-        tracing::debug!(
-            trace_id = claimed.trace_id,
-            payment_order_id = %claimed.order.payment_order_id,
-            psp_reference = answer.reference,
-            operation = call.operation.label(),
-            verdict = answer.verdict.as_str(),
-            error_code = answer.error_code,
-            http_status = answer.http_status,
-            psp_request_id = answer.request_id,
-            took_ms = answer.took.as_millis(),
-            "PSP answered"
-        );
-    }
 }
 
-impl Turn {
-    /// The call for an operation. What cannot even be asked for was not executed.
-    fn of(psp: &Arc<dyn Psp>, operation: Operation, order: &Order, reference: Option<&str>) -> Self {
-        match psp.prepare(operation, order, reference) {
-            Ok(call) => Self::Call { psp: Arc::clone(psp), started: Started::of(&call), call },
-            Err(error) => {
-                let payment_order_id = order.payment_order_id;
-                tracing::error!(%payment_order_id, error = format!("{error:#}"), "no request could be made");
-                Self::Concluded(Outcome::Later { failed: true })
-            }
-        }
-    }
-
-    fn started(&self) -> Option<&Started> {
-        match self {
-            Self::Call { started, .. } => Some(started),
-            Self::Concluded(_) => None,
-        }
-    }
-}
-
-fn result(
-    order: &Order,
-    status: PspStatus,
-    reason: Reason,
-    reference: Option<String>,
-    at: OffsetDateTime,
-) -> Outcome {
-    Outcome::Result(PspResultUpdateEvent {
-        payment_order_id: order.payment_order_id,
-        psp_status: status,
-        psp_reference: reference,
-        // To the microsecond, as the wire and PostgreSQL keep it: outbox row, record and result are to say the same.
-        event_time: at.replace_microsecond(at.microsecond()).unwrap_or(at),
-        error_code: reason.code,
-        error_message: reason.message,
-    })
+fn log_answer(claimed: &Claimed, call: &Call, answer: &Answer) {
+    tracing::debug!(
+        trace_id = claimed.trace_id,
+        payment_order_id = %claimed.order.payment_order_id,
+        psp_reference = answer.reference,
+        operation = call.operation.label(),
+        verdict = answer.verdict.as_str(),
+        error_code = answer.error_code,
+        http_status = answer.http_status,
+        psp_request_id = answer.request_id,
+        took_ms = answer.took.as_millis(),
+        "PSP answered"
+    );
 }
 
 fn log_panic(ended: Result<(), JoinError>) {

@@ -5,11 +5,12 @@
 //!                          (request)   ▲  │       │ course: what follows from an answer
 //!                                      │  └──▶ resolver ──▶ PSP      what is in doubt: asked again, never assumed
 //!                                      │          │
-//!                                      └─ record ◀┘   result + event in one transaction ─▶ outbox ─▶ (relay) psp-result-updates
+//!             PSP ─▶ webhooks ─────────└─ record ◀┘   result + event in one transaction ─▶ outbox ─▶ (relay) psp-result-updates
 //! ```
-//! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`]; [`resolver`]
-//! takes up what was left in doubt; [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`]
-//! the group commit.
+//! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`], in one
+//! [`lane`] per PSP with a [`breaker`]; [`resolver`] takes up what was left in doubt; [`webhooks`] takes in what PSPs tell by themselves;
+//! [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`] the group commit, [`clock`] what
+//! time it is.
 //!
 //! What happens if the process dies
 //! - E1, before a call: the attempt is written down, nothing was sent. The lease runs out; the resolver looks the payment up, or sends
@@ -23,32 +24,40 @@
 //!
 //! Before all this, a request that is not in the inbox yet is still on the topic: offsets are committed after the database.
 
+pub mod breaker;
+pub mod clock;
 pub mod config;
 pub mod course;
 pub mod executor;
+mod failpoints;
 pub mod group;
 pub mod intake;
+pub mod lane;
 pub mod metrics;
 pub mod psp;
 pub mod record;
 pub mod request;
 pub mod resolver;
 pub mod store;
+mod turn;
+pub mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use chassis::{admin, postgres, shutdown::Shutdown};
 use schema::{decode::Decoder, registry::Registry};
 use sqlx::PgPool;
-use tokio::sync::Notify;
+use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     config::{Command, Config, Migration},
     executor::{Executor, Pace},
     intake::Intake,
     metrics::Metrics,
-    psp::{Psps, stripe::Stripe},
+    psp::{Psps, settings::Mode},
     store::Queue,
+    webhooks::{Webhooks, decision::Rules, listener, processing::Processing},
 };
 
 /// Does what the command says.
@@ -62,13 +71,7 @@ pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()>
 /// Carries out payment orders until asked to stop.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     config.validate()?;
-    let stripe = Stripe::new(
-        &config.stripe_base_url,
-        &config.stripe_secret_key,
-        config.psp_timeout,
-        config.concurrency + config.resolve_concurrency,
-    )?;
-    let psps = Psps::new([Arc::new(stripe) as Arc<dyn psp::Psp>]);
+    let psps = config.psps.build(config.psp_timeout, config.concurrency + config.resolve_concurrency)?;
     let registry = admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
     let metrics = Metrics::new(&registry, &psps)?;
     let readiness = admin::Readiness::default();
@@ -77,11 +80,13 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     if !database_ready(&pool, &shutdown).await {
         return Ok(());
     }
+    warn_of_orders_of_others(&pool, &psps).await;
+    let listener = webhooks_listener(&config).await?;
     let wake = Arc::new(Notify::new());
     let decoder = Decoder::new(Arc::new(Registry::new(&config.registry.schema_registry_url)?))?;
     let parts = (pool.clone(), psps.clone(), metrics.clone());
     let intake = Intake::new(&config, decoder, parts, Arc::clone(&wake), shutdown.clone())?;
-    let executor = Executor::new(&config, pool.clone(), psps, metrics.clone(), shutdown.clone());
+    let executor = Executor::new(&config, pool.clone(), &psps, metrics.clone(), shutdown.clone());
     let pace = Pace {
         queue: Queue::Queued,
         concurrency: config.concurrency,
@@ -91,12 +96,70 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.spawn("intake", intake.run());
     shutdown.spawn("resolver", resolver::run(executor.clone(), config.resolve_concurrency));
     shutdown.spawn("executor", executor.run(pace, wake));
+    webhooks(&config, &pool, &metrics, listener, &shutdown)?;
     shutdown.spawn("gauges", resolver::watch(pool, metrics, shutdown.clone()));
     readiness.set(true);
     tracing::info!(psp_timeout = ?config.psp_timeout, lease = ?config.lease(), concurrency = config.concurrency, "executor is ready");
     shutdown.wait().await;
     readiness.set(false);
     Ok(())
+}
+
+/// Opens the port that PSPs send to, if any may. Before any work begins, so that a taken port is found at once.
+async fn webhooks_listener(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    let address = config.webhooks.webhooks_listen;
+    if !config.webhooks.enabled() {
+        tracing::warn!("no webhooks are received: neither STRIPE_WEBHOOK_SECRETS nor ADYEN_HMAC_KEYS is set");
+        return Ok(None);
+    }
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("webhooks port {address} could not be opened"))?;
+    let (stripe, adyen) = (config.webhooks.stripe()?.is_some(), config.webhooks.adyen()?.is_some());
+    tracing::info!(address = %listener.local_addr()?, stripe, adyen, "webhooks are received");
+    Ok(Some(listener))
+}
+
+/// Receives webhooks, if there is a port, and works off what is stored in any case: another process may have received it.
+fn webhooks(
+    config: &Config,
+    pool: &PgPool,
+    metrics: &Metrics,
+    listener: Option<TcpListener>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let wake = Arc::new(Notify::new());
+    if let Some(listener) = listener {
+        let parts = (config.clock.clone(), pool.clone(), metrics.clone());
+        let receiving = Webhooks::new(&config.webhooks, parts.0, parts.1, parts.2, Arc::clone(&wake))?;
+        shutdown.spawn("webhooks", listener::serve(listener, receiving.router(), shutdown.clone()));
+    }
+    let processing = Processing {
+        pool: pool.clone(),
+        ladder: record::Ladder::of(config),
+        metrics: metrics.clone(),
+        clock: config.clock.clone(),
+        rules: Rules {
+            orphans_for: config.webhooks.webhook_orphans_for,
+            retention: config.webhooks.webhook_retention,
+            live: config.psps.mode == Mode::Live,
+        },
+    };
+    shutdown.spawn("webhooks kept", processing.clone().watch(shutdown.clone()));
+    shutdown.spawn("webhooks worked off", processing.run(wake, shutdown.clone()));
+    Ok(())
+}
+
+/// A PSP whose key was taken out of the settings may have left orders behind: they wait for a process that has it.
+async fn warn_of_orders_of_others(pool: &PgPool, psps: &Psps) {
+    let names: Vec<&str> = psps.iter().map(|psp| psp.name()).collect();
+    match store::orders_of_others(pool, &names).await {
+        Ok(others) => {
+            for (psp, orders) in others {
+                tracing::warn!(psp, orders, "orders wait for a PSP that this process is not configured for");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "orders of other PSPs could not be counted"),
+    }
 }
 
 /// Waits until the database answers; false if the end came first. What waiting cannot cure is said, and waited for all the same: an

@@ -19,6 +19,8 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     chassis::process::main("executor", &arguments.telemetry, |shutdown| {
         executor::execute(arguments.command, shutdown)
     })

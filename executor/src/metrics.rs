@@ -7,9 +7,11 @@ use prometheus::{
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 
 use crate::{
-    psp::{Answer, Operation, Psps},
+    breaker::State,
+    psp::{Answer, Operation, Psps, declines::Kind},
     record::Source,
     request::Reason,
+    webhooks::{Refusal, Sender, decision::Outcome},
 };
 
 /// A PSP answers within milliseconds on loopback, and within the timeout otherwise.
@@ -25,8 +27,16 @@ pub struct Metrics {
     pub requests_duplicate: IntCounter,
     /// Records that could not be taken in, by reason.
     pub requests_quarantined: IntCounterVec,
-    /// Calls to PSPs, by what came of them.
+    /// Calls to PSPs, by what came of them; each try is one.
     pub psp_requests: IntCounterVec,
+    /// Tries after the first of a call.
+    pub psp_retries: IntCounterVec,
+    /// Declines, by what kind of "no" they are.
+    pub psp_declines: IntCounterVec,
+    /// Circuit breakers: 0 closed, 1 half open, 2 open.
+    pub psp_circuit_state: IntGaugeVec,
+    /// How often a circuit was opened.
+    pub psp_circuit_opened: IntCounterVec,
     /// How long calls to PSPs took.
     pub psp_request_duration: HistogramVec,
     /// Results recorded, by who brought them. What was known already is not counted.
@@ -41,6 +51,16 @@ pub struct Metrics {
     pub orders_in_review: IntGauge,
     /// Claims lost to another executor before a call: leases that were too short.
     pub claims_lost: IntCounter,
+    /// Events in webhooks that were verified and are stored, by whether they were there already.
+    pub webhooks_received: IntCounterVec,
+    /// Webhook requests that were refused; nothing of them is stored.
+    pub webhooks_rejected: IntCounterVec,
+    /// Stored events that were worked off, by what became of them.
+    pub webhooks_processed: IntCounterVec,
+    /// Stored events that wait to be worked off.
+    pub webhooks_waiting: IntGauge,
+    /// Age of the oldest of them.
+    pub webhook_oldest_waiting_age: IntGauge,
     /// What each part of the process waits for, 1 while it waits.
     pub waiting: IntGaugeVec,
 }
@@ -70,6 +90,27 @@ impl Metrics {
                 &["reason"],
             )?,
             psp_requests: counters("psp_requests_total", "Calls to PSPs.", &["psp", "operation", "outcome"])?,
+            psp_retries: counters(
+                "psp_retries_total",
+                "Tries after the first of a call to a PSP.",
+                &["psp", "operation"],
+            )?,
+            psp_declines: counters("psp_declines_total", "Declines, by their kind.", &["psp", "kind"])?,
+            psp_circuit_state: add(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "psp_circuit_state",
+                        "Circuit breaker to a PSP: 0 closed, 1 half open, 2 open.",
+                    ),
+                    &["psp"],
+                )?,
+            )?,
+            psp_circuit_opened: counters(
+                "psp_circuit_opened_total",
+                "How often the circuit to a PSP was opened.",
+                &["psp"],
+            )?,
             psp_request_duration: add(registry, HistogramVec::new(duration, &["psp", "operation"])?)?,
             results_recorded: counters(
                 "results_recorded_total",
@@ -88,6 +129,26 @@ impl Metrics {
             )?,
             orders_in_review: gauge("payment_orders_in_review", "Orders that a person must look at.")?,
             claims_lost: counter("claims_lost_total", "Claims lost to another executor before a call.")?,
+            webhooks_received: counters(
+                "webhook_received_total",
+                "Events in webhooks that were verified and are stored.",
+                &["psp", "outcome"],
+            )?,
+            webhooks_rejected: counters(
+                "webhook_rejected_total",
+                "Webhook requests that were refused; nothing of them is stored.",
+                &["psp", "reason"],
+            )?,
+            webhooks_processed: counters(
+                "webhook_processed_total",
+                "Stored events that were worked off.",
+                &["psp", "outcome"],
+            )?,
+            webhooks_waiting: gauge("webhook_waiting", "Stored events that wait to be worked off.")?,
+            webhook_oldest_waiting_age: gauge(
+                "webhook_oldest_waiting_age_seconds",
+                "Age of the oldest stored event that waits to be worked off.",
+            )?,
             waiting: add(
                 registry,
                 IntGaugeVec::new(Opts::new("intake_waiting", "1 while the intake waits for it."), &["on"])?,
@@ -102,7 +163,13 @@ impl Metrics {
             self.requests_quarantined.with_label_values(&[reason.as_str()]);
         }
         for psp in psps.iter() {
+            self.psp_circuit_state.with_label_values(&[psp.label()]).set(State::Closed.gauge());
+            self.psp_circuit_opened.with_label_values(&[psp.label()]);
+            for kind in Kind::ALL {
+                self.psp_declines.with_label_values(&[psp.label(), kind.label()]);
+            }
             for operation in Operation::ALL {
+                self.psp_retries.with_label_values(&[psp.label(), operation.label()]);
                 self.psp_request_duration.with_label_values(&[psp.label(), operation.label()]);
                 for outcome in Answer::LABELS {
                     self.psp_requests.with_label_values(&[psp.label(), operation.label(), outcome]);
@@ -115,6 +182,17 @@ impl Metrics {
             }
         }
         self.outbox_inserts.with_label_values(&[PspResultUpdateEvent::TYPE]);
+        for psp in Sender::ALL.map(Sender::label) {
+            for outcome in ["new", "duplicate"] {
+                self.webhooks_received.with_label_values(&[psp, outcome]);
+            }
+            for reason in Refusal::ALL {
+                self.webhooks_rejected.with_label_values(&[psp, reason.as_str()]);
+            }
+            for outcome in Outcome::ALL {
+                self.webhooks_processed.with_label_values(&[psp, outcome.as_str()]);
+            }
+        }
         for on in WAITING_ON {
             self.waiting.with_label_values(&[on]).set(0);
         }

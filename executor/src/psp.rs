@@ -1,10 +1,17 @@
 //! What the executor knows of a PSP: the trait that every adapter implements, and the words for what an answer means.
 //!
 //! An adapter turns an [`Operation`] into one request, deterministically, and an answer into a [`Verdict`]. It decides nothing: what
-//! follows from a verdict is the same for every PSP (`course`).
+//! follows from a verdict is the same for every PSP (`course`), but for what its [`Capabilities`] say. docs/add-a-psp.md tells how to
+//! add one.
 
+pub mod adyen;
+mod adyen_outcomes;
+pub mod currency;
+pub mod declines;
+pub mod http;
+pub mod settings;
 pub mod stripe;
-mod stripe_outcomes;
+pub(crate) mod stripe_outcomes;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -14,6 +21,8 @@ use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use uuid::Uuid;
+
+use self::{currency::Currencies, declines::Kind};
 
 /// A payment order as a PSP needs it.
 #[derive(Clone, Debug)]
@@ -37,7 +46,7 @@ pub struct Order {
 /// What can be asked of a PSP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Make the payment known to the PSP. No money moves.
+    /// Make the payment known to the PSP. No money moves. PSPs that work in one step have no such thing.
     Create,
     /// Take the money.
     Confirm,
@@ -83,10 +92,12 @@ pub enum Verdict {
     Unconfirmed,
     /// The shopper would have to act.
     ActionRequired,
-    /// This try was declined; the payment itself may still be open at the PSP.
+    /// This try was declined; where PSPs work in two steps, the payment itself is still open.
     Declined,
     /// The payment is closed at the PSP: no money moved, and none can.
     Cancelled,
+    /// The PSP has taken the order to cancel, and will carry it out by itself.
+    CancelAccepted,
     /// The request is not acceptable and was not executed.
     Refused,
     /// The operation does not fit the payment's state: ask for that.
@@ -97,7 +108,9 @@ pub enum Verdict {
     IdempotencyMismatch,
     /// It may have been executed, or not.
     Unclear,
-    /// It was not executed, or is being executed: the same again, later.
+    /// The same request is being executed already: the same again, later, for its answer.
+    BeingExecuted,
+    /// It was not executed: the same again, later.
     Later,
 }
 
@@ -111,11 +124,13 @@ impl Verdict {
             Self::ActionRequired => "ACTION_REQUIRED",
             Self::Declined => "DECLINED",
             Self::Cancelled => "CANCELLED",
+            Self::CancelAccepted => "CANCEL_ACCEPTED",
             Self::Refused => "REFUSED",
             Self::WrongState => "WRONG_STATE",
             Self::AmountMismatch => "AMOUNT_MISMATCH",
             Self::IdempotencyMismatch => "IDEMPOTENCY_MISMATCH",
             Self::Unclear => "UNCLEAR",
+            Self::BeingExecuted => "BEING_EXECUTED",
             Self::Later => "LATER",
         }
     }
@@ -131,6 +146,8 @@ pub mod code {
     pub const EXPIRED: &str = "EXPIRED";
     /// The PSP was asked as often as it makes sense; asks for review.
     pub const RESOLUTION_EXHAUSTED: &str = "RESOLUTION_EXHAUSTED";
+    /// This PSP takes no such currency or amount, or the token is none of its own: nothing was sent.
+    pub const UNSUPPORTED: &str = "UNSUPPORTED";
     /// The shopper would have to act: a decline here.
     pub const AUTHENTICATION_REQUIRED: &str = "AUTHENTICATION_REQUIRED";
     /// The payment was cancelled at the PSP.
@@ -158,6 +175,8 @@ pub struct Answer {
     pub error_code: Option<String>,
     /// Text for people.
     pub error_message: Option<String>,
+    /// What kind of decline it is, if it is one.
+    pub decline: Option<Kind>,
     /// HTTP status, if there was an answer.
     pub http_status: Option<u16>,
     /// The PSP's id of the request.
@@ -166,6 +185,10 @@ pub struct Answer {
     pub obtained_at: OffsetDateTime,
     /// How long the call took.
     pub took: Duration,
+    /// The PSP's own word on trying the same again at once; it counts more than ours.
+    pub try_again: Option<bool>,
+    /// An earlier try of the same request may have been executed.
+    pub in_doubt: bool,
 }
 
 impl Answer {
@@ -176,11 +199,41 @@ impl Answer {
             reference: None,
             error_code: None,
             error_message: None,
+            decline: None,
             http_status: None,
             request_id: None,
             obtained_at: OffsetDateTime::now_utc(),
             took: Duration::ZERO,
+            try_again: None,
+            in_doubt: false,
         }
+    }
+
+    /// The PSP did not do its part: no answer, an error of its own, or a key that it does not take. It says nothing about the order.
+    pub fn is_technical_failure(&self) -> bool {
+        self.http_status.is_none_or(|status| status == 401 || status >= 500)
+    }
+
+    /// The same request is worth another try within a second or so.
+    pub fn is_worth_another_try(&self) -> bool {
+        self.try_again.unwrap_or_else(|| match self.verdict {
+            // A key that is not taken, or has no right to it, is not taken a second later either.
+            Verdict::Later => !matches!(self.http_status, Some(401 | 403)),
+            Verdict::BeingExecuted => true,
+            // What was said and not understood will be said again.
+            Verdict::Unclear => self.http_status.is_none_or(|status| status >= 500),
+            Verdict::Succeeded
+            | Verdict::Processing
+            | Verdict::Unconfirmed
+            | Verdict::ActionRequired
+            | Verdict::Declined
+            | Verdict::Cancelled
+            | Verdict::CancelAccepted
+            | Verdict::Refused
+            | Verdict::WrongState
+            | Verdict::AmountMismatch
+            | Verdict::IdempotencyMismatch => false,
+        })
     }
 
     /// Every `outcome` in metrics.
@@ -189,7 +242,11 @@ impl Answer {
     /// The `outcome` in metrics.
     pub fn label(&self) -> &'static str {
         match self.verdict {
-            Verdict::Succeeded | Verdict::Processing | Verdict::Unconfirmed | Verdict::Cancelled => "success",
+            Verdict::Succeeded
+            | Verdict::Processing
+            | Verdict::Unconfirmed
+            | Verdict::Cancelled
+            | Verdict::CancelAccepted => "success",
             Verdict::Declined | Verdict::ActionRequired => "declined",
             Verdict::Refused
             | Verdict::WrongState
@@ -197,7 +254,7 @@ impl Answer {
             | Verdict::IdempotencyMismatch => "error",
             Verdict::Unclear if self.error_code.as_deref() == Some(code::PSP_TIMEOUT) => "timeout",
             Verdict::Unclear => "unknown",
-            Verdict::Later => "retry",
+            Verdict::BeingExecuted | Verdict::Later => "retry",
         }
     }
 
@@ -248,11 +305,19 @@ impl fmt::Debug for Call {
 /// What a PSP can do, where PSPs differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
+    /// A payment is created first, without moving money, and confirmed then; it stays open after a decline, until it is cancelled.
+    /// Otherwise the confirmation is all there is, and what it says is final.
+    pub two_step: bool,
     /// A payment can be looked up. Otherwise doubt is settled by sending the same again, and by webhooks.
     pub looks_up: bool,
     /// How long an idempotency key is certain to be remembered; after that the same request would be a new one.
     pub remembers_keys_for: Duration,
 }
+
+/// No request can be made of an order or a reference.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unsendable(pub String);
 
 /// An adapter to one PSP.
 pub trait Psp: fmt::Debug + Send + Sync {
@@ -262,9 +327,18 @@ pub trait Psp: fmt::Debug + Send + Sync {
     fn label(&self) -> &'static str;
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
-    /// The request for an operation. `reference` is the PSP's id of the payment; None only for [`Operation::Create`].
-    fn prepare(&self, operation: Operation, order: &Order, reference: Option<&str>) -> anyhow::Result<Call>;
-    /// Sends the request and says what the answer means. Ends within the PSP timeout.
+    /// How it counts amounts.
+    fn currencies(&self) -> &'static Currencies;
+    /// The request for an operation: for the same order and reference the same, byte by byte. `reference` is the PSP's id of the
+    /// payment, if it is known.
+    fn prepare(
+        &self,
+        operation: Operation,
+        order: &Order,
+        reference: Option<&str>,
+    ) -> Result<Call, Unsendable>;
+    /// Sends the request, once, and says what the answer means. Ends within the PSP timeout. Whatever is not understood is
+    /// [`Verdict::Unclear`].
     fn send<'a>(&'a self, call: &'a Call, order: &'a Order) -> BoxFuture<'a, Answer>;
 }
 

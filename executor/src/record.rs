@@ -23,6 +23,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
+    config::Config,
+    failpoints,
     psp::code,
     store::{Finished, results},
 };
@@ -199,24 +202,57 @@ pub struct Moved {
     pub failures: i16,
 }
 
-/// Records findings; returns what became of each, in their order.
+/// When an order whose result is not final is looked at again.
+#[derive(Clone, Debug)]
+pub struct Ladder {
+    /// The wait before each look, counted from the last; after them a person has to look.
+    pub waits: Arc<[Duration]>,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+impl Ladder {
+    /// As the settings say.
+    pub fn of(config: &Config) -> Self {
+        Self { waits: config.ladder().into(), clock: config.clock.clone() }
+    }
+}
+
+/// Records findings in a transaction; returns what became of each, in their order.
 pub async fn record(
     pool: PgPool,
-    ladder: Arc<[Duration]>,
+    ladder: Ladder,
+    findings: Vec<Finding>,
+) -> Result<Vec<Recorded>, sqlx::Error> {
+    let recorded = transaction(&pool, move |tx| {
+        Box::pin(async move {
+            let recorded = record_in(tx, &ladder, findings).await?;
+            failpoints::committing(tx).await?;
+            Ok(recorded)
+        })
+    })
+    .await;
+    if recorded.is_ok() {
+        failpoints::reached("E7");
+    }
+    recorded
+}
+
+/// Records findings in a transaction of the caller's: one that has locked no order but these, or these in the order of their ids.
+pub async fn record_in(
+    tx: &mut PgConnection,
+    ladder: &Ladder,
     findings: Vec<Finding>,
 ) -> Result<Vec<Recorded>, sqlx::Error> {
     let mut recorded = vec![None; findings.len()];
     let mut rest: Vec<usize> = (0..findings.len()).collect();
     while !rest.is_empty() {
-        // Two findings about one order are recorded one after the other.
+        // Two findings about one order are recorded one after the other. The first round locks all orders, in the order of their ids.
         let mut orders = HashSet::new();
         let (round, later): (Vec<_>, Vec<_>) =
             rest.into_iter().partition(|&n| orders.insert(findings[n].payment_order_id));
         let batch: Vec<Finding> = round.iter().map(|&n| findings[n].clone()).collect();
-        let ladder = Arc::clone(&ladder);
-        let results =
-            transaction(&pool, move |tx| Box::pin(async move { record_round(tx, &ladder, batch).await }))
-                .await?;
+        let results = record_round(tx, ladder, batch).await?;
         for (n, result) in round.into_iter().zip(results) {
             recorded[n] = Some(result);
         }
@@ -227,7 +263,7 @@ pub async fn record(
 
 async fn record_round(
     tx: &mut PgConnection,
-    ladder: &[Duration],
+    ladder: &Ladder,
     batch: Vec<Finding>,
 ) -> Result<Vec<Recorded>, sqlx::Error> {
     let ids: Vec<Uuid> = batch.iter().map(|finding| finding.payment_order_id).collect();
@@ -238,12 +274,13 @@ async fn record_round(
             standings.iter().find(|standing| standing.payment_order_id == finding.payment_order_id);
         // Findings are about orders that were taken in: rows that are never deleted.
         let standing = standing.ok_or(sqlx::Error::RowNotFound)?;
-        pairs.push((standing, settle(standing, finding, ladder)));
+        pairs.push((standing, settle(standing, finding, &ladder.waits, ladder.clock.now())));
     }
     let changes: Vec<Change> = pairs.iter().map(|(_, change)| change.clone()).collect();
     let new = results::insert_results(tx, &changes).await?;
+    failpoints::reached("E4");
     append(tx, &pairs, &new).await?;
-    results::apply(tx, &changes).await?;
+    results::apply(tx, &changes, ladder.clock.ahead()).await?;
     let recorded = |(standing, change): (&Standing, Change)| Recorded {
         event: change.result.filter(|_| new.contains(&change.event_id)),
         state: change.standing.map_or(standing.state, |moved| moved.state),
@@ -284,7 +321,7 @@ async fn append(
 }
 
 /// What a finding changes. Pure.
-fn settle(standing: &Standing, finding: Finding, ladder: &[Duration]) -> Change {
+fn settle(standing: &Standing, finding: Finding, ladder: &[Duration], now: OffsetDateTime) -> Change {
     let ours = standing.claimed_by.is_none() || standing.claimed_by == finding.claim;
     let open = match standing.state {
         State::Queued | State::InFlight | State::Resolving => ours,
@@ -298,7 +335,11 @@ fn settle(standing: &Standing, finding: Finding, ladder: &[Duration]) -> Change 
         standing: None,
         finished: finding.finished,
     };
-    let learnt = change.finished.as_ref().and_then(|finished| finished.answer.reference.clone());
+    let told = match &finding.outcome {
+        Outcome::Result(result) => result.psp_reference.clone(),
+        Outcome::Nothing | Outcome::Later { .. } => None,
+    };
+    let learnt = change.finished.as_ref().and_then(|finished| finished.answer.reference.clone()).or(told);
     let moved = |state, due_in, rung, failures| {
         Some(Moved { state, psp_reference: learnt.clone(), due_in, rung, failures })
     };
@@ -309,16 +350,16 @@ fn settle(standing: &Standing, finding: Finding, ladder: &[Duration]) -> Change 
                 Some(state) if standing.state != State::Settled => {
                     change.standing = moved(state, Duration::ZERO, standing.rung, 0);
                 }
-                None if open => return look_again(standing, change, Some(result), learnt, ladder),
+                None if open => return look_again(standing, change, Some(result), learnt, ladder, now),
                 // What is settled stays settled: the event says the rest.
                 Some(_) | None => {}
             }
             change.result = Some(result);
         }
-        Outcome::Nothing if open => return look_again(standing, change, None, learnt, ladder),
+        Outcome::Nothing if open => return look_again(standing, change, None, learnt, ladder, now),
         // A payment that exists at the PSP and cannot be asked about is in doubt: it takes a step of the ladder, which ends.
         Outcome::Later { failed: true } if open && begun && standing.failures >= LATER_MAX => {
-            return look_again(standing, change, None, learnt, ladder);
+            return look_again(standing, change, None, learnt, ladder, now);
         }
         Outcome::Later { failed } if open => {
             let state = if standing.known { State::Resolving } else { State::Queued };
@@ -355,6 +396,7 @@ fn look_again(
     result: Option<PspResultUpdateEvent>,
     learnt: Option<String>,
     ladder: &[Duration],
+    now: OffsetDateTime,
 ) -> Change {
     let next = usize::try_from(standing.rung).ok().and_then(|rung| ladder.get(rung));
     let Some(&due_in) = next else {
@@ -362,7 +404,7 @@ fn look_again(
             payment_order_id: standing.payment_order_id,
             psp_status: PspStatus::Unknown,
             psp_reference: learnt.clone().or_else(|| standing.psp_reference.clone()),
-            event_time: OffsetDateTime::now_utc(),
+            event_time: now.replace_microsecond(now.microsecond()).unwrap_or(now),
             error_code: Some(code::RESOLUTION_EXHAUSTED.to_owned()),
             error_message: Some("the PSP was asked as often as the ladder says".to_owned()),
         });

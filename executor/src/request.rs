@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use chassis::telemetry::TraceContext;
 use rdkafka::message::{Headers as _, Message as _, OwnedHeaders, OwnedMessage};
 use schema::{
+    card_numbers::{looks_like_card_number, mask_card_numbers, mask_card_numbers_in},
     decode::{DecodeError, Decoder},
     payment_order_requested::{PaymentOrderRequestedEvent, is_payment_method_token},
     wire::Envelope,
@@ -47,6 +48,8 @@ pub struct Quarantined {
     pub value: Option<Vec<u8>>,
     /// Original headers, as JSON.
     pub headers: Value,
+    /// Some of these looked like card numbers, and are not original.
+    pub masked: bool,
 }
 
 /// Why a record is set aside.
@@ -62,14 +65,23 @@ pub enum Reason {
     Amount,
     /// A text is not what it should be: currency, token or reference.
     Text,
+    /// A text looks like a card number.
+    CardNumber,
     /// The database refused it.
     Refused,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Undecodable, Self::KeyMismatch, Self::UnknownPsp, Self::Amount, Self::Text, Self::Refused];
+    pub const ALL: [Self; 7] = [
+        Self::Undecodable,
+        Self::KeyMismatch,
+        Self::UnknownPsp,
+        Self::Amount,
+        Self::Text,
+        Self::CardNumber,
+        Self::Refused,
+    ];
 
     /// As it stands in the database and in metrics.
     pub fn as_str(self) -> &'static str {
@@ -79,6 +91,7 @@ impl Reason {
             Self::UnknownPsp => "UNKNOWN_PSP",
             Self::Amount => "AMOUNT",
             Self::Text => "TEXT",
+            Self::CardNumber => "CARD_NUMBER",
             Self::Refused => "REFUSED",
         }
     }
@@ -105,7 +118,9 @@ pub async fn read(
     };
     let trace = envelope.traceparent.as_deref().and_then(TraceContext::parse);
     let printable = |text: &String| {
-        text.len() <= TRACESTATE_MAX_BYTES && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+        text.len() <= TRACESTATE_MAX_BYTES
+            && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+            && !looks_like_card_number(text)
     };
     Ok(Ok(Request {
         event,
@@ -115,16 +130,30 @@ pub async fn read(
     }))
 }
 
-/// Sets a record aside, as it came.
+/// Sets a record aside, as it came, but for card numbers: those are kept nowhere, and stand in no log.
 pub fn quarantined(record: &OwnedMessage, reason: Reason, text: &str) -> Quarantined {
+    let mut masked = false;
+    let mut kept = |bytes: Option<&[u8]>| {
+        bytes.map(|bytes| {
+            let safe = mask_card_numbers(bytes);
+            masked |= safe != bytes;
+            safe.into_owned()
+        })
+    };
+    let (key, value) = (kept(record.key()), kept(record.payload()));
+    let (headers, in_headers) = headers(record);
+    // The text may quote the record, and PostgreSQL takes no NUL.
+    let printable: String = text.chars().filter(|c| !c.is_control()).collect();
+    let safe = mask_card_numbers_in(&printable);
+    masked |= in_headers || safe != printable.as_str();
     Quarantined {
         position: (record.topic().to_owned(), record.partition(), record.offset()),
         reason,
-        // The text may quote the record, and PostgreSQL takes no NUL.
-        text: text.chars().filter(|c| !c.is_control()).take(1000).collect(),
-        key: record.key().map(<[u8]>::to_vec),
-        value: record.payload().map(<[u8]>::to_vec),
-        headers: headers(record),
+        text: safe.chars().take(1000).collect(),
+        key,
+        value,
+        headers,
+        masked,
     }
 }
 
@@ -138,6 +167,16 @@ fn check(
             Reason::KeyMismatch,
             format!("the key is not the payment order id {}", event.payment_order_id),
         ));
+    }
+    // Before anything that could quote it.
+    let texts = [
+        ("PSP", &event.psp),
+        ("currency", &event.currency),
+        ("payment method", &event.payment_method),
+        ("merchant reference", &event.merchant_reference),
+    ];
+    if let Some((name, _)) = texts.into_iter().find(|(_, text)| looks_like_card_number(text)) {
+        return Err((Reason::CardNumber, format!("the {name} looks like a card number")));
     }
     if psps.get(&event.psp).is_none() {
         return Err((Reason::UnknownPsp, format!("no adapter for the PSP {:?}", event.psp)));
@@ -163,12 +202,16 @@ fn check(
     Ok(())
 }
 
-fn headers(record: &OwnedMessage) -> Value {
+/// The headers as JSON, and whether card numbers were masked in them.
+fn headers(record: &OwnedMessage) -> (Value, bool) {
+    let mut masked = false;
     let readable =
         |bytes: &[u8]| std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).map(str::to_owned);
-    let one = |header: rdkafka::message::Header<'_, &[u8]>| {
+    let mut one = |header: rdkafka::message::Header<'_, &[u8]>| {
         let name = header.key.replace('\0', "");
-        match header.value {
+        let (name, value) = (mask_card_numbers_in(&name), header.value.map(mask_card_numbers));
+        masked |= name != header.key.replace('\0', "") || value.as_deref() != header.value;
+        match value.as_deref() {
             None => json!({ "name": name }),
             Some(bytes) => match readable(bytes) {
                 Some(text) => json!({ "name": name, "text": text }),
@@ -177,9 +220,10 @@ fn headers(record: &OwnedMessage) -> Value {
         }
     };
     let all = |headers: Option<&OwnedHeaders>| {
-        headers.map_or_else(|| json!([]), |headers| headers.iter().map(one).collect())
+        headers.map_or_else(|| json!([]), |headers| headers.iter().map(&mut one).collect())
     };
-    with_headers(record, all).unwrap_or_else(|_| json!([]))
+    let headers = with_headers(record, all).unwrap_or_else(|_| json!([]));
+    (headers, masked)
 }
 
 /// Reads a record's headers. rdkafka panics on a header name that is not UTF-8, and anybody who may write to the topic may write
@@ -203,12 +247,11 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::psp::{Psp, stripe::Stripe};
+    use crate::psp::{Psp, http::Site, stripe::Stripe};
 
     fn psps() -> Psps {
-        let stripe =
-            Stripe::new("http://127.0.0.1:1", &SecretString::from("sk_test_x"), Duration::from_secs(1), 1)
-                .unwrap();
+        let site = Site::new("http://127.0.0.1:1", Duration::from_secs(1));
+        let stripe = Stripe::new(&site, &SecretString::from("sk_test_x")).unwrap();
         Psps::new([Arc::new(stripe) as Arc<dyn Psp>])
     }
 
@@ -241,12 +284,18 @@ mod tests {
         for currency in ["", "eur", "EURO", "E R"] {
             assert_eq!(refused(&|e| e.currency = currency.into()), Some(Reason::Text), "{currency:?}");
         }
-        for token in ["", "4111111111111111", "4111 1111", "pm_\0", "pm é", "pm_x\n"] {
+        for token in ["", "4111111111111112", "4111 1111", "pm_\0", "pm é", "pm_x\n"] {
             assert_eq!(refused(&|e| e.payment_method = token.into()), Some(Reason::Text), "{token:?}");
         }
         assert_eq!(refused(&|e| e.merchant_reference = "a\0".into()), Some(Reason::Text));
         assert_eq!(refused(&|e| e.merchant_reference = "a".repeat(501)), Some(Reason::Text));
         assert_eq!(check(&event(), None, &psps).unwrap_err().0, Reason::KeyMismatch);
+        let card = |refused: Option<Reason>| assert_eq!(refused, Some(Reason::CardNumber));
+        card(refused(&|e| e.payment_method = "4111111111111111".into()));
+        card(refused(&|e| e.payment_method = "pm_4111111111111111".into()));
+        card(refused(&|e| e.merchant_reference = "card 5555-5555-5555-4444".into()));
+        card(refused(&|e| e.psp = "378282246310005".into()));
+        card(refused(&|e| e.currency = "4222222222222".into()));
     }
 
     #[test]
@@ -274,5 +323,43 @@ mod tests {
             aside.headers,
             json!([{"name": "a", "text": "text"}, {"name": "b", "hex": "ff00"}, {"name": "a"}])
         );
+        assert!(!aside.masked);
+    }
+
+    #[test]
+    fn card_numbers_are_not_set_aside() {
+        let pan = "4111111111111111";
+        let plain = || OwnedHeaders::new().insert(Header { key: "a", value: Some("b") });
+        let headers = || plain().insert(Header { key: "c", value: Some("4111 1111 1111 1111") });
+        let rows = [
+            (pan.as_bytes().to_vec(), b"\x00value".to_vec(), plain(), "text".to_owned()),
+            (b"key".to_vec(), format!("\0{pan}\0").into_bytes(), plain(), "text".to_owned()),
+            (b"key".to_vec(), vec![], headers(), "text".to_owned()),
+            (b"key".to_vec(), vec![], plain(), format!("no {pan}")),
+        ];
+        for (key, value, headers, text) in rows {
+            let length = value.len();
+            let record = OwnedMessage::new(
+                Some(value),
+                Some(key),
+                "t".into(),
+                Timestamp::NotAvailable,
+                0,
+                0,
+                Some(headers),
+            );
+            let aside = quarantined(&record, Reason::Text, &text);
+            assert!(aside.masked);
+            assert_eq!(aside.value.as_ref().map(Vec::len), Some(length), "as many bytes as before");
+            let shown = format!(
+                "{} {} {} {}",
+                String::from_utf8_lossy(aside.key.as_deref().unwrap()),
+                String::from_utf8_lossy(aside.value.as_deref().unwrap()),
+                aside.headers,
+                aside.text
+            );
+            assert!(!shown.contains(pan) && !shown.contains("4111 1111"), "{shown}");
+            assert!(shown.contains("***"), "{shown}");
+        }
     }
 }

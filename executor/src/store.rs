@@ -1,6 +1,7 @@
 //! All SQL of the process; that of results is in [`results`]. Everything works on sets: one statement for a batch, not one per order.
 
 pub mod results;
+pub mod webhooks;
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::{
 
 /// Fails if the database does not answer, or has not been migrated.
 pub async fn check(pool: &PgPool) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT FROM executor.inbox LIMIT 0").execute(pool).await.map(|_| ())
+    sqlx::query("SELECT FROM executor.inbox, executor.webhooks LIMIT 0").execute(pool).await.map(|_| ())
 }
 
 // ------------------------------------------------------------------------------------------------------------------ intake
@@ -49,8 +50,10 @@ pub async fn insert_requests(tx: &mut PgConnection, requests: &[Request]) -> Res
 /// Sets records aside; those that are there already stay.
 pub async fn insert_quarantined(tx: &mut PgConnection, records: &[Quarantined]) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO executor.quarantine (topic, partition, record_offset, reason_code, reason, record_key, record_value, headers)
-         SELECT * FROM UNNEST($1::text[], $2::integer[], $3::bigint[], $4::text[], $5::text[], $6::bytea[], $7::bytea[], $8::jsonb[])
+        "INSERT INTO executor.quarantine (topic, partition, record_offset, reason_code, reason, record_key, record_value, headers,
+                                          masked)
+         SELECT * FROM UNNEST($1::text[], $2::integer[], $3::bigint[], $4::text[], $5::text[], $6::bytea[], $7::bytea[], $8::jsonb[],
+                              $9::boolean[])
          ON CONFLICT DO NOTHING",
     )
     .bind(records.iter().map(|r| r.position.0.as_str()).collect::<Vec<_>>())
@@ -61,6 +64,7 @@ pub async fn insert_quarantined(tx: &mut PgConnection, records: &[Quarantined]) 
     .bind(records.iter().map(|r| r.key.as_deref()).collect::<Vec<_>>())
     .bind(records.iter().map(|r| r.value.as_deref()).collect::<Vec<_>>())
     .bind(records.iter().map(|r| r.headers.clone()).collect::<Vec<_>>())
+    .bind(records.iter().map(|r| r.masked).collect::<Vec<_>>())
     .execute(tx)
     .await
     .map(|_| ())
@@ -88,31 +92,52 @@ pub struct Candidate {
     pub reference: Option<String>,
     /// When its first call was written down.
     pub first_attempt_at: Option<OffsetDateTime>,
+    /// One of its calls may have been executed: not all of them were turned away.
+    pub in_doubt: bool,
 }
 
-/// Locks up to `limit` orders that are due and that nobody else is claiming.
+/// Locks up to `limit` orders of a PSP that are due and that nobody else is claiming. What is due by time follows a
+/// clock that is `ahead` of the database's; leases follow the database's.
 pub async fn lock_due(
     tx: &mut PgConnection,
     queue: Queue,
+    psp: &str,
     limit: i64,
+    ahead: Duration,
 ) -> Result<Vec<Candidate>, sqlx::Error> {
     let sql = match queue {
         Queue::Queued => {
-            "SELECT * FROM executor.inbox WHERE state = 'QUEUED' AND due_at <= now()
-             ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED"
+            "WITH due AS (
+                 SELECT * FROM executor.inbox WHERE state = 'QUEUED' AND psp = $2 AND due_at <= now() + make_interval(secs => $3)
+                 ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+             )"
         }
         Queue::Due => {
             "WITH resolving AS (
-                 SELECT * FROM executor.inbox WHERE state = 'RESOLVING' AND due_at <= now()
+                 SELECT * FROM executor.inbox WHERE state = 'RESOLVING' AND psp = $2 AND due_at <= now() + make_interval(secs => $3)
                  ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
              ), lapsed AS (
-                 SELECT * FROM executor.inbox WHERE state = 'IN_FLIGHT' AND lease_until <= now()
+                 SELECT * FROM executor.inbox WHERE state = 'IN_FLIGHT' AND psp = $2 AND lease_until <= now()
                  ORDER BY lease_until LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
-             )
-             SELECT * FROM lapsed UNION ALL SELECT * FROM resolving LIMIT $1"
+             ), due AS (
+                 SELECT * FROM lapsed UNION ALL SELECT * FROM resolving LIMIT $1
+             )"
         }
     };
-    sqlx::query(sql).bind(limit).try_map(candidate).fetch_all(tx).await
+    // Whether a call may have been executed is asked only of orders that were called for before.
+    let sql = format!(
+        "{sql} SELECT due.*, due.first_attempt_at IS NOT NULL AND EXISTS (
+                          SELECT FROM executor.psp_attempts a
+                          WHERE a.payment_order_id = due.payment_order_id AND a.verdict IS DISTINCT FROM 'LATER') AS in_doubt
+         FROM due"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(limit)
+        .bind(psp)
+        .bind(ahead.as_secs_f64())
+        .try_map(candidate)
+        .fetch_all(tx)
+        .await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature of try_map")]
@@ -130,6 +155,7 @@ fn candidate(row: PgRow) -> Result<Candidate, sqlx::Error> {
         traceparent: row.try_get("traceparent")?,
         reference: row.try_get("psp_reference")?,
         first_attempt_at: row.try_get("first_attempt_at")?,
+        in_doubt: row.try_get("in_doubt")?,
     })
 }
 
@@ -156,6 +182,17 @@ impl Started {
             request_hash: call.hash(),
         }
     }
+}
+
+/// Orders that are not settled, of PSPs other than these, by PSP: nobody here takes them up.
+pub async fn orders_of_others(pool: &PgPool, psps: &[&str]) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT psp, count(*) FROM executor.inbox
+         WHERE state IN ('QUEUED', 'IN_FLIGHT', 'RESOLVING') AND psp <> ALL ($1) GROUP BY psp",
+    )
+    .bind(psps)
+    .fetch_all(pool)
+    .await
 }
 
 /// Claims the locked orders for `token` and writes down the first call of each, if there is one. Attempts that others have left open

@@ -170,7 +170,9 @@ impl Metrics {
         for reason in ["database", "registry"] {
             self.waits.with_label_values(&[reason]);
         }
-        self.payments_created.with_label_values(&["STRIPE"]);
+        for psp in ["STRIPE", "ADYEN"] {
+            self.payments_created.with_label_values(&[psp]);
+        }
         for result in ["new", "replay", "mismatch", "in_flight"] {
             self.idempotency.with_label_values(&[result]);
         }

@@ -11,6 +11,7 @@
 //!   sees the default;
 //! - readers decode with the *writer's* schema and resolve to their own, so that both directions of an upgrade work.
 
+pub mod card_numbers;
 pub mod decode;
 pub mod payment_order_requested;
 pub mod psp_result_update;

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::decode::{Event, Fields};
+use crate::{
+    card_numbers::mask_card_numbers_in,
+    decode::{Event, Fields},
+};
 
 /// The most characters of [`PspResultUpdateEvent::error_message`].
 pub const ERROR_MESSAGE_MAX_CHARS: usize = 500;
@@ -74,10 +77,11 @@ impl PspResultUpdateEvent {
     }
 }
 
-/// One line of at most [`ERROR_MESSAGE_MAX_CHARS`] characters, without control characters.
+/// One line of at most [`ERROR_MESSAGE_MAX_CHARS`] characters, without control characters, and with card numbers masked.
 pub fn sanitise_error_message(text: &str) -> String {
-    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    printable.take(ERROR_MESSAGE_MAX_CHARS).collect::<String>().trim().to_owned()
+    let printable: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let masked = mask_card_numbers_in(&printable);
+    masked.chars().take(ERROR_MESSAGE_MAX_CHARS).collect::<String>().trim().to_owned()
 }
 
 impl Event for PspResultUpdateEvent {

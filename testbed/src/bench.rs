@@ -10,6 +10,7 @@
 mod backlog;
 mod costs;
 mod drain;
+pub mod executor;
 mod held;
 mod latency;
 mod peer;

@@ -21,6 +21,11 @@ use crate::stack::{OWNER, Stack, TestDatabase, free_port};
 const REQUESTS_TOPIC: &str = "payment-order-requests";
 const RESULTS_TOPIC: &str = "psp-result-updates";
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Secrets of a circle, known to both sides of it and to nobody else.
+const STRIPE_WEBHOOK_SECRET: &str = "whsec_bG9jYWwtdGVzdGJlZC1zZWNyZXQ";
+const ADYEN_HMAC_KEY: &str = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056";
+const ADYEN_WEBHOOK_USER: &str = "adyen";
+const ADYEN_WEBHOOK_PASSWORD: &str = "local-password";
 const SCHEMA_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema");
 
 /// What may differ between circles.
@@ -32,13 +37,17 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     /// Relays per outbox: one leads, the others stand by.
     pub relays: usize,
-    /// How long the executor waits for the PSP.
+    /// Executors, which share the orders.
+    pub executors: usize,
+    /// How long an executor waits for the PSP.
     pub psp_timeout: Duration,
     /// How long the simulator takes over its slow token.
     pub slow: Duration,
     /// Which log lines are written.
     pub log: String,
-    /// Environment for single processes, on top of what the circle gives: `(process, variable, value)`.
+    /// Webhooks of the PSPs, on top of what is asked for and answered; with these tricks, see the simulator's `WEBHOOK_MODE`.
+    pub webhooks: Option<String>,
+    /// Environment for single processes, on top of what the circle gives: `(process, variable, value)`. `executor` is all of them.
     pub environment: Vec<(String, String, String)>,
 }
 
@@ -48,9 +57,11 @@ impl Default for Options {
             isolated: true,
             folder: None,
             relays: 1,
+            executors: 1,
             psp_timeout: Duration::from_secs(2),
             slow: Duration::from_millis(700),
             log: "info".to_owned(),
+            webhooks: None,
             environment: Vec::new(),
         }
     }
@@ -59,10 +70,10 @@ impl Default for Options {
 /// A running circle. Its processes end with it, at once; [`Circle::shutdown`] ends them in order.
 #[derive(Debug)]
 pub struct Circle {
-    /// Speaks Stripe's protocol and keeps the ledger of charges, in memory: killing it loses the truth.
+    /// Speaks Stripe's and Adyen's protocols and keeps the ledger of charges, in memory: killing it loses the truth.
     pub simulator: Service,
-    /// Takes requests to the PSP.
-    pub executor: Service,
+    /// Take requests to the PSPs.
+    pub executors: Vec<Service>,
     /// The HTTP API, and the consumer of results.
     pub payment_service: Service,
     /// Relays of the database `payments`: requests.
@@ -100,6 +111,8 @@ struct Plan<'a> {
     payments: TestDatabase,
     executions: TestDatabase,
     simulator: String,
+    /// Where the first executors receive webhooks of Stripe and of Adyen.
+    webhooks: [String; 2],
     api: String,
     api_token: String,
 }
@@ -126,7 +139,7 @@ impl Circle {
         std::iter::once(&self.simulator)
             .chain(std::iter::once(&self.payment_service))
             .chain(&self.request_relays)
-            .chain(std::iter::once(&self.executor))
+            .chain(&self.executors)
             .chain(&self.result_relays)
     }
 
@@ -194,6 +207,7 @@ impl<'a> Plan<'a> {
             payments,
             executions,
             simulator: format!("127.0.0.1:{}", free_port()?),
+            webhooks: [format!("127.0.0.1:{}", free_port()?), format!("127.0.0.1:{}", free_port()?)],
             api: format!("127.0.0.1:{}", free_port()?),
             api_token: "local-token".to_owned(),
         })
@@ -220,7 +234,7 @@ impl<'a> Plan<'a> {
         let results_group = format!("payment-service{}", self.suffix);
         Ok(Circle {
             simulator: self.simulator()?,
-            executor: self.executor(&requests_topic)?,
+            executors: self.executors(&requests_topic)?,
             payment_service: self.payment_service(&results_topic, &results_group)?,
             request_relays: self.relays("requests", &self.payments, "/payment-service")?,
             result_relays: self.relays("results", &self.executions, "/executor")?,
@@ -239,22 +253,56 @@ impl<'a> Plan<'a> {
 
     fn simulator(&self) -> Result<Service> {
         let slow = format!("{}ms", self.options.slow.as_millis());
-        let environment = [("LISTEN", self.simulator.clone()), ("SLOW", slow)];
+        let mut environment = vec![("LISTEN", self.simulator.clone()), ("SLOW", slow)];
+        if let Some(mode) = &self.options.webhooks {
+            // The PSPs send to one executor each, whoever has made the call. A second one, where there is one, takes Adyen's.
+            let [stripe, adyen] = &self.webhooks;
+            let adyen = if self.options.executors > 1 { adyen } else { stripe };
+            environment.extend([
+                ("STRIPE_WEBHOOK_URL", format!("http://{stripe}/webhooks/stripe")),
+                ("STRIPE_WEBHOOK_SECRET", STRIPE_WEBHOOK_SECRET.to_owned()),
+                ("ADYEN_WEBHOOK_URL", format!("http://{adyen}/webhooks/adyen")),
+                ("ADYEN_WEBHOOK_HMAC_KEY", ADYEN_HMAC_KEY.to_owned()),
+                ("ADYEN_WEBHOOK_USER", ADYEN_WEBHOOK_USER.to_owned()),
+                ("ADYEN_WEBHOOK_PASSWORD", ADYEN_WEBHOOK_PASSWORD.to_owned()),
+                ("WEBHOOK_MODE", mode.clone()),
+            ]);
+        }
         let ready = format!("http://{}/livez", self.simulator);
         self.service("psp-simulator", "psp-simulator", &[], &environment, ready)
     }
 
-    fn executor(&self, requests_topic: &str) -> Result<Service> {
+    fn executors(&self, requests_topic: &str) -> Result<Vec<Service>> {
+        let count = self.options.executors;
+        // One alone needs no number.
+        let name = |number| if count == 1 { "executor".to_owned() } else { format!("executor-{number}") };
+        (1..=count).map(|number| self.executor(&name(number), number, requests_topic)).collect()
+    }
+
+    fn executor(&self, name: &str, number: usize, requests_topic: &str) -> Result<Service> {
         let mut environment = self.kafka_and_registry();
         environment.extend([
             ("DATABASE_URL", self.executions.url("executor")),
             ("REQUESTS_TOPIC", requests_topic.to_owned()),
             ("CONSUMER_GROUP", format!("executor{}", self.suffix)),
+            // It comes back under the same name: its partitions are its own again at once.
+            ("KAFKA_PROPERTIES", format!("group.instance.id={name}")),
             ("STRIPE_BASE_URL", format!("http://{}", self.simulator)),
             ("STRIPE_SECRET_KEY", "sk_test_local".to_owned()),
+            ("ADYEN_BASE_URL", format!("http://{}/v71", self.simulator)),
+            ("ADYEN_API_KEY", "local-key".to_owned()),
+            ("ADYEN_MERCHANT_ACCOUNT", "LocalMerchant".to_owned()),
             ("PSP_TIMEOUT", format!("{}ms", self.options.psp_timeout.as_millis())),
         ]);
-        self.with_admin("executor", "executor", environment)
+        if let Some(listen) = self.webhooks.get(number - 1).filter(|_| self.options.webhooks.is_some()) {
+            environment.extend([
+                ("WEBHOOKS_LISTEN", listen.clone()),
+                ("STRIPE_WEBHOOK_SECRETS", STRIPE_WEBHOOK_SECRET.to_owned()),
+                ("ADYEN_HMAC_KEYS", ADYEN_HMAC_KEY.to_owned()),
+                ("ADYEN_WEBHOOK_AUTH", format!("{ADYEN_WEBHOOK_USER}:{ADYEN_WEBHOOK_PASSWORD}")),
+            ]);
+        }
+        self.with_admin(name, "executor", environment)
     }
 
     fn payment_service(&self, results_topic: &str, results_group: &str) -> Result<Service> {
@@ -320,7 +368,10 @@ impl<'a> Plan<'a> {
     fn environment(&self, process: &str, given: &[(&str, String)]) -> Vec<(String, String)> {
         let common = [("LOG", self.options.log.clone())];
         let given = common.iter().chain(given).map(|(name, value)| ((*name).to_owned(), value.clone()));
-        let special = self.options.environment.iter().filter(|(wanted, _, _)| wanted == process);
+        let meant = |wanted: &str| {
+            process.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let special = self.options.environment.iter().filter(|(wanted, _, _)| meant(wanted));
         given.chain(special.map(|(_, name, value)| (name.clone(), value.clone()))).collect()
     }
 }

@@ -17,12 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::circle::{Circle, Options};
-use crate::load::{Load, Progress};
+use crate::load::{Load, Mixture, Progress, Tokens};
 use crate::oracle::books::{Books, Sent, Told};
 use crate::oracle::gather::{Witnesses, gather};
 use crate::oracle::{Verdict, examine};
@@ -36,6 +37,23 @@ use watch::Scene;
 
 /// How long a client asks for one payment.
 const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
+/// Looks in a row at which nothing waits to be sent.
+const QUIET_LOOKS: usize = 20;
+/// A lie that follows a webhook which was given up, or lost, is never sent.
+const LIE_LIMIT: Duration = Duration::from_secs(30);
+/// For the PSPs to tell everything that they have to tell.
+const TOLD_LIMIT: Duration = Duration::from_mins(2);
+
+/// What the PSPs do to payments, and how much of everything there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// One executor, Stripe, one payment in twenty ambiguous.
+    #[default]
+    Plain,
+    /// Three executors, both PSPs, every token of theirs, and webhooks that come twice, late, early, in the wrong order, not at all, or
+    /// with a lie.
+    Hostile,
+}
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +66,8 @@ pub struct Demo {
     pub kills: usize,
     /// Draws the payments, and the moments of the kills.
     pub seed: u64,
+    /// What the PSPs do to payments.
+    pub scenario: Scenario,
     /// Whether the broker may be made to stand still for a moment, so that a relay dies with records that are under way: for a
     /// broker that nobody else needs at this time.
     pub stall_broker: bool,
@@ -109,7 +129,7 @@ impl Drop for Evidence {
 }
 
 async fn in_folder(demo: &Demo, stack: &Stack, folder: &Path) -> Result<Report> {
-    let circle = Circle::start(stack, &options(folder)).await.context("start the circle")?;
+    let circle = Circle::start(stack, &options(demo, folder)).await.context("start the circle")?;
     let operator = "operator";
     let databases =
         Databases::connect(&circle.payments.url(operator), &circle.executions.url(operator)).await?;
@@ -122,6 +142,7 @@ async fn in_folder(demo: &Demo, stack: &Stack, folder: &Path) -> Result<Report> 
         requests_topic: circle.requests_topic.clone(),
         results_topic: circle.results_topic.clone(),
         simulator_url: circle.simulator_url.clone(),
+        webhooks: demo.scenario == Scenario::Hostile,
     };
     let books = gather(&witnesses, sent).await.context("gather the books")?;
     let verdict = examine(&books);
@@ -135,14 +156,18 @@ async fn in_folder(demo: &Demo, stack: &Stack, folder: &Path) -> Result<Report> 
 
 /// Ambiguous payments are to settle within seconds, and a member of a consumer group that comes back is to have its partitions at
 /// once: both are settings that an installation has too, with longer times.
-fn options(folder: &Path) -> Options {
+fn options(demo: &Demo, folder: &Path) -> Options {
+    let hostile = demo.scenario == Scenario::Hostile;
+    let seed = demo.seed.to_string();
+    // A PSP that is silent for good is asked for half a minute: held back webhooks come sooner, those that are dropped never.
+    let ladder = if hostile { "1s,2s,3s,5s,8s,10s" } else { "1s,2s,5s,10s,20s,60s" };
     let given = [
         // As many as two cores can use: each has to learn every statement.
         ("executor", "DATABASE_POOL_SIZE", "6"),
         ("payment-service", "DATABASE_POOL_SIZE", "6"),
         ("executor", "RESOLVE_AFTER", "1s"),
-        ("executor", "RESOLVE_THEN", "1s,2s,5s,10s,20s,60s"),
-        ("executor", "KAFKA_PROPERTIES", "group.instance.id=executor-1"),
+        ("executor", "RESOLVE_THEN", ladder),
+        ("psp-simulator", "SEED", seed.as_str()),
         ("payment-service", "CONSUMER_INSTANCE", "payment-service-1"),
     ];
     let own =
@@ -150,6 +175,8 @@ fn options(folder: &Path) -> Options {
     Options {
         folder: Some(folder.to_path_buf()),
         relays: 2,
+        executors: if hostile { 3 } else { 1 },
+        webhooks: hostile.then(|| "hostile".to_owned()),
         psp_timeout: Duration::from_secs(2),
         environment: given.map(own).to_vec(),
         ..Options::default()
@@ -163,7 +190,12 @@ async fn drive(
     circle: &Circle,
     databases: &Databases,
 ) -> Result<(Vec<Sent>, Vec<Kill>)> {
+    let mixture = match demo.scenario {
+        Scenario::Plain => Mixture::Plain,
+        Scenario::Hostile => Mixture::Hostile(Arc::new(Tokens::of_simulator(&circle.simulator_url).await?)),
+    };
     let load = Load {
+        mixture,
         api_url: circle.api_url.clone(),
         api_token: circle.api_token.clone(),
         payments: demo.payments,
@@ -186,6 +218,11 @@ async fn drive(
         let (sent, kills) = tokio::try_join!(loading, killing)?;
         all.extend(sent);
         scene.until_settled().await?;
+        if demo.scenario == Scenario::Hostile {
+            // The last webhooks come when everything else is over, and one of them may be a lie.
+            until_told(&circle.simulator_url).await?;
+            scene.until_settled().await?;
+        }
         anyhow::Ok((all, kills))
     };
     tokio::select! {
@@ -194,6 +231,29 @@ async fn drive(
             driven
         }
         never = scene.show() => never,
+    }
+}
+
+/// Waits until the PSPs have nothing more to tell: every webhook is acknowledged, and every lie that was to follow one.
+async fn until_told(simulator_url: &str) -> Result<()> {
+    let client = reqwest::Client::builder().no_proxy().timeout(TOLD_LIMIT).build()?;
+    let begun = Instant::now();
+    let mut quiet = 0;
+    loop {
+        let answer = client.get(format!("{simulator_url}/simulator/webhooks")).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status).context("ask for the webhooks")?;
+        let report: serde_json::Value = answer.json().await.context("read what is said of the webhooks")?;
+        let queued = ["stripe", "adyen"].map(|psp| report[psp]["queued"].as_u64());
+        let told = report["contradictions"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|one| one["acknowledged"] == true));
+        // What is on its way counts as queued neither before nor after: so it is looked at twice.
+        quiet = if queued == [Some(0), Some(0)] { quiet + 1 } else { 0 };
+        if quiet > QUIET_LOOKS && (told || begun.elapsed() > LIE_LIMIT) {
+            return Ok(());
+        }
+        ensure!(begun.elapsed() < TOLD_LIMIT, "webhooks still wait after {TOLD_LIMIT:?}: {report}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -9,12 +9,14 @@
 //! they can be killed too.
 //!
 //! - [`episode`]: what happens in which episode, by the seed; `inflict`: how it is done.
+//! - [`executor`]: the family of that name.
 //! - `rig`: what it is done to, with `writers` before it and a `consumer` behind it; `leadership`: which of its relays leads.
 //! - [`books`]: what was committed beside what was published; [`report`]: what came of it.
 
 pub mod books;
 mod consumer;
 pub mod episode;
+pub mod executor;
 mod inflict;
 mod leadership;
 pub mod report;
@@ -25,7 +27,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::stack::home::Home;
@@ -46,6 +48,8 @@ const READ_LIMIT: Duration = Duration::from_mins(3);
 pub enum Family {
     /// The relays of an outbox.
     Relay,
+    /// The executors, and all that they depend on.
+    Executor,
 }
 
 /// What to do.
@@ -92,7 +96,7 @@ pub async fn perform(
 ) -> Result<Outcome> {
     let home = Home::locate()?;
     let mut evidence = Evidence { folder: home.private_folder("faults")?, keep: false };
-    let Family::Relay = family;
+    ensure!(family == Family::Relay, "executors are hurt by faults::executor");
     let report = relays(&home, &evidence.folder, &episodes, say).await;
     evidence.keep = keep || report.as_ref().map_or(true, |report| !report.broken.is_empty());
     let report = report.with_context(|| format!("the logs are in {}", evidence.folder.display()))?;

@@ -8,11 +8,12 @@
 //! is not asked less. A payment that gets no answer (connection refused or cut, time-out, 5xx) is asked for again under the same
 //! Idempotency-Key, as a careful client does; after [`Load::give_up_after`] its outcome is unknown to the client.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
@@ -29,6 +30,8 @@ const AHEAD_MAX: usize = 24;
 /// Payments that wait for their answer at once. Beyond it the schedule slips.
 const OPEN_MAX: usize = 4_096;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Whose stored payment methods are used at Adyen: a token of ours names the shopper and what is stored for him.
+const SHOPPER: &str = "shopper";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,6 +48,8 @@ pub struct Load {
     pub rate: f64,
     /// The same seed draws the same payments.
     pub seed: u64,
+    /// What they are drawn from.
+    pub mixture: Mixture,
     /// How long a payment is asked for again.
     pub give_up_after: Duration,
 }
@@ -71,8 +76,51 @@ pub struct Wish {
     pub amount_minor: i64,
     /// ISO 4217 code.
     pub currency: &'static str,
+    /// Which PSP to ask.
+    pub psp: &'static str,
     /// Token of the PSP: decides what will happen.
-    pub payment_method: &'static str,
+    pub payment_method: String,
+}
+
+/// What happens to payments at their PSPs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mixture {
+    /// Stripe alone: about 80 % succeed, 15 % are declined, 5 % are ambiguous at first.
+    Plain,
+    /// Both PSPs alike: about half succeed, and the others take all of these tokens, each as often, in this order.
+    Hostile(Arc<Tokens>),
+}
+
+/// The tokens of each PSP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of Stripe.
+    pub stripe: Vec<String>,
+    /// Of Adyen.
+    pub adyen: Vec<String>,
+}
+
+impl Tokens {
+    /// Every scenario that the simulator has, as it tells itself.
+    pub async fn of_simulator(url: &str) -> Result<Tokens> {
+        #[derive(Deserialize)]
+        struct Listed {
+            scenarios: Vec<Scenario>,
+        }
+        #[derive(Deserialize)]
+        struct Scenario {
+            tokens: HashMap<String, String>,
+        }
+        let answer = client()?.get(format!("{url}/simulator/scenarios")).send().await;
+        let answer = answer.and_then(reqwest::Response::error_for_status).context("ask for the scenarios")?;
+        let Listed { scenarios } = answer.json().await.context("read the scenarios")?;
+        let of =
+            |psp: &str| scenarios.iter().filter_map(|one| one.tokens.get(psp).cloned()).collect::<Vec<_>>();
+        let adyen = of("adyen").iter().map(|token| format!("{SHOPPER}-{token}")).collect();
+        let tokens = Tokens { stripe: of("stripe"), adyen };
+        ensure!(!tokens.stripe.is_empty() && !tokens.adyen.is_empty(), "the simulator has no scenarios");
+        Ok(tokens)
+    }
 }
 
 impl Load {
@@ -122,13 +170,14 @@ impl Load {
 
     async fn pay(&self, client: &reqwest::Client, number: usize, progress: &Progress) -> Sent {
         progress.sent.fetch_add(1, Ordering::Relaxed);
-        let wish = draw(self.seed, number);
+        let wish = draw(self.seed, number, &self.mixture);
         let outcome = self.ask(client, &wish, progress).await;
         if matches!(outcome, Told::Accepted { .. }) {
             progress.accepted.fetch_add(1, Ordering::Relaxed);
         }
-        let Wish { merchant_reference, amount_minor, currency, .. } = wish;
-        Sent { merchant_reference, amount_minor, currency: currency.to_owned(), outcome }
+        let Wish { merchant_reference, amount_minor, currency, psp, payment_method, .. } = wish;
+        let (currency, psp) = (currency.to_owned(), psp.to_owned());
+        Sent { merchant_reference, amount_minor, currency, psp, payment_method, outcome }
     }
 
     /// Asks until there is an answer that says yes or no.
@@ -161,6 +210,7 @@ impl Load {
             "currency": wish.currency,
             "payment_method": wish.payment_method,
             "merchant_reference": wish.merchant_reference,
+            "psp": wish.psp,
         });
         let request = client
             .post(format!("{}/v1/payments", self.api_url))
@@ -196,9 +246,26 @@ fn schedule(rate: f64) -> impl Iterator<Item = Duration> {
     (0_u32..).map(move |number| Duration::from_secs_f64(f64::from(number) / rate))
 }
 
-/// The payment of this number: about 80 % succeed, 15 % are declined, 5 % are ambiguous at first.
-pub fn draw(seed: u64, number: usize) -> Wish {
+/// The payment of this number.
+pub fn draw(seed: u64, number: usize, mixture: &Mixture) -> Wish {
     const CURRENCIES: [&str; 6] = ["EUR", "USD", "GBP", "CHF", "SEK", "JPY"];
+    let mut random = Random::new(seed, number);
+    let (psp, payment_method) = match mixture {
+        Mixture::Plain => ("STRIPE", plain(&mut random).to_owned()),
+        Mixture::Hostile(tokens) => hostile(&mut random, number, tokens),
+    };
+    Wish {
+        // Letters in between: nothing here may look like a card number.
+        key: format!("s{seed:x}n{number}"),
+        merchant_reference: format!("order-{number}"),
+        amount_minor: 100 + i64::try_from(random.below(99_900)).unwrap_or_default(),
+        currency: CURRENCIES[random.below(CURRENCIES.len())],
+        psp,
+        payment_method,
+    }
+}
+
+fn plain(random: &mut Random) -> &'static str {
     const DECLINES: [&str; 5] = [
         "pm_card_chargeDeclined",
         "pm_card_chargeDeclinedInsufficientFunds",
@@ -207,20 +274,22 @@ pub fn draw(seed: u64, number: usize) -> Wish {
         "pm_card_authenticationRequired",
     ];
     const AMBIGUOUS: [&str; 3] = ["pm_sim_timeout_after_charge", "pm_sim_error_after_charge", "pm_sim_slow"];
-    let mut random = Random::new(seed, number);
-    let payment_method = match random.below(100) {
+    match random.below(100) {
         0..80 => "pm_card_visa",
         80..95 => DECLINES[random.below(DECLINES.len())],
         _ => AMBIGUOUS[random.below(AMBIGUOUS.len())],
-    };
-    Wish {
-        // Letters in between: nothing here may look like a card number.
-        key: format!("s{seed:x}n{number}"),
-        merchant_reference: format!("order-{number}"),
-        amount_minor: 100 + i64::try_from(random.below(99_900)).unwrap_or_default(),
-        currency: CURRENCIES[random.below(CURRENCIES.len())],
-        payment_method,
     }
+}
+
+fn hostile(random: &mut Random, number: usize, tokens: &Tokens) -> (&'static str, String) {
+    let (psp, tokens, success) = if random.below(2) == 0 {
+        ("STRIPE", &tokens.stripe, "pm_sim_success")
+    } else {
+        ("ADYEN", &tokens.adyen, "shopper-adyen_sim_success")
+    };
+    // By number, so that a few hundred payments bring every token.
+    let token = tokens.get(number % tokens.len().max(1)).filter(|_| random.below(2) == 0);
+    (psp, token.map_or(success, String::as_str).to_owned())
 }
 
 /// SplitMix64: the same numbers from the same seed, on every machine.
@@ -263,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_seed_draws_the_same_payments_and_another_seed_others() {
-        let drawn = |seed| (0..200).map(|number| draw(seed, number)).collect::<Vec<_>>();
+        let drawn = |seed| (0..200).map(|number| draw(seed, number, &Mixture::Plain)).collect::<Vec<_>>();
         assert_eq!(drawn(1), drawn(1));
         let (one, two) = (drawn(1), drawn(2));
         assert!(one.iter().zip(&two).filter(|(a, b)| a.amount_minor == b.amount_minor).count() < 5);
@@ -273,15 +342,31 @@ mod tests {
 
     #[test]
     fn most_succeed_some_are_declined_a_few_are_ambiguous() {
-        let drawn: Vec<Wish> = (0..10_000).map(|number| draw(7, number)).collect();
+        let drawn: Vec<Wish> = (0..10_000).map(|number| draw(7, number, &Mixture::Plain)).collect();
         let share = |what: fn(&Wish) -> bool| drawn.iter().filter(|wish| what(wish)).count();
         let paid = share(|wish| wish.payment_method == "pm_card_visa");
         let ambiguous = share(|wish| wish.payment_method.starts_with("pm_sim_"));
         assert!((7_800..8_200).contains(&paid), "{paid}");
         assert!((400..600).contains(&ambiguous), "{ambiguous}");
         assert!(drawn.iter().all(|wish| (100..100_000).contains(&wish.amount_minor)));
-        let methods: HashSet<_> = drawn.iter().map(|wish| wish.payment_method).collect();
+        let methods: HashSet<_> = drawn.iter().map(|wish| wish.payment_method.as_str()).collect();
         assert_eq!(methods.len(), 9);
+    }
+
+    #[test]
+    fn hostile_payments_bring_every_token_of_both_psps() {
+        let some = |prefix: &str| (0..40).map(|n| format!("{prefix}{n}")).collect::<Vec<_>>();
+        let tokens = Tokens { stripe: some("pm_sim_"), adyen: some("shopper-adyen_sim_") };
+        let mixture = Mixture::Hostile(Arc::new(tokens));
+        let drawn: Vec<Wish> = (0..5_000).map(|number| draw(1, number, &mixture)).collect();
+        let methods: HashSet<_> = drawn.iter().map(|wish| &wish.payment_method).collect();
+        assert_eq!(methods.len(), 82);
+        for wish in &drawn {
+            let prefix = if wish.psp == "STRIPE" { "pm_sim_" } else { "shopper-adyen_sim_" };
+            assert!(wish.payment_method.starts_with(prefix), "{wish:?}");
+        }
+        let paid = drawn.iter().filter(|wish| wish.payment_method.ends_with("_success")).count();
+        assert!((2_300..2_700).contains(&paid), "{paid}");
     }
 
     #[test]

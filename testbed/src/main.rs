@@ -9,9 +9,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use testbed::bench::executor::{self, Bench as ExecutorBench};
 use testbed::bench::takeover::{self, Takeovers};
 use testbed::bench::{self, Bench, Peer};
-use testbed::demo::{self, Demo};
+use testbed::demo::{self, Demo, Scenario};
 use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
@@ -52,6 +53,9 @@ enum Command {
         /// Draws the payments, and the moments of the kills.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// What the PSPs do to payments.
+        #[arg(long, value_enum, default_value = "plain")]
+        scenario: Scenario,
         /// Keep logs and books even if all goes well.
         #[arg(long)]
         keep: bool,
@@ -91,6 +95,18 @@ enum Command {
         /// Whom to compare with, on an equal backlog in the same run.
         #[arg(long)]
         peer: Option<Peer>,
+    },
+    /// Measure the executor: results per second over a backlog, and from a request to its result.
+    BenchExecutor {
+        /// Payment orders of a backlog.
+        #[arg(long, default_value_t = 20_000)]
+        orders: u32,
+        /// Requests per second at which latency is measured; the last line tells that of the last.
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 300])]
+        rates: Vec<u32>,
+        /// Seconds at each rate.
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
     },
     /// Measure how long nobody publishes after the SIGKILL of a leader, beside a large backlog.
     BenchTakeover {
@@ -150,14 +166,18 @@ async fn perform(command: Command) -> Result<ExitCode> {
             print(&stack);
         }
         Command::Run => run::run().await?,
-        Command::Demo { payments, rate, kills, seed, keep } => {
-            return demonstrate(&Demo { payments, rate, kills, seed, stall_broker: true, keep }).await;
+        Command::Demo { payments, rate, kills, seed, scenario, keep } => {
+            return demonstrate(&Demo { payments, rate, kills, seed, scenario, stall_broker: true, keep })
+                .await;
         }
         Command::Faults { family, episodes, seed, only, keep } => {
             return hurt(&Faults { family, episodes, seed, only, keep }).await;
         }
         Command::BenchRelay { events, rates, seconds, saves, peer } => {
             return benchmark(&Bench { events, rates, seconds, saves, peer }).await;
+        }
+        Command::BenchExecutor { orders, rates, seconds } => {
+            return benchmark_executor(&ExecutorBench { orders, rates, seconds }).await;
         }
         Command::BenchTakeover { pending, kills } => {
             return measure_takeovers(Takeovers { pending, kills }).await;
@@ -197,22 +217,34 @@ async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
 async fn hurt(faults: &Faults) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let say = |line: &str| println!("{line}");
-    let outcome = tokio::select! {
-        outcome = faults::run(faults, &say) => outcome?,
+    let hurting = async {
+        Ok::<_, anyhow::Error>(match faults.family {
+            Family::Relay => {
+                let faults::Outcome { report, kept } = faults::run(faults, &say).await?;
+                (report.json(), report.table, report.broken, kept)
+            }
+            Family::Executor => {
+                let faults::executor::Outcome { report, kept } = faults::executor::run(faults, &say).await?;
+                (report.json(), report.table, report.broken, kept)
+            }
+        })
+    };
+    let (json, table, broken, kept) = tokio::select! {
+        outcome = hurting => outcome?,
         () = signals.received() => {
             eprintln!("\ntestbed: broken off; stopping what was started");
             return Ok(ExitCode::from(130));
         }
     };
-    println!("\n{}", outcome.report.table);
-    for broken in &outcome.report.broken {
-        println!("BROKEN  {broken}");
+    println!("\n{table}");
+    for line in &broken {
+        println!("BROKEN  {line}");
     }
-    if let Some(folder) = outcome.kept {
+    if let Some(folder) = kept {
         println!("logs are in {}", folder.display());
     }
-    println!("{}", outcome.report.json());
-    Ok(if outcome.report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{json}");
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The last line on stdout is what was measured, as JSON.
@@ -223,6 +255,19 @@ async fn benchmark(bench: &Bench) -> Result<ExitCode> {
         eprintln!("\ntestbed: broken off; stopping what was started");
     };
     let Some(report) = bench::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
+    println!("{}", report.table);
+    println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The last line on stdout is what was measured, as JSON.
+async fn benchmark_executor(bench: &ExecutorBench) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(report) = executor::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
     println!("{}", report.table);
     println!("{}", report.json());
     Ok(ExitCode::SUCCESS)

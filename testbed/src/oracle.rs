@@ -1,7 +1,7 @@
 //! The oracle: compares what every witness says, and reports each broken promise.
 //!
 //! ```text
-//!  client's answers   PSP's ledger   executor database   payments database   both topics
+//!  client's answers   PSPs' ledger   executor database   payments database   both topics
 //!         └───────────────┴────────────── books ─────────────┴────────────────┘
 //!                                           │ examine: pure
 //!                                           ▼
@@ -14,6 +14,7 @@ pub mod books;
 mod effects;
 pub mod gather;
 mod money;
+mod review;
 mod transport;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -40,11 +41,13 @@ pub enum Promise {
     Settled,
     /// The witnesses agree.
     Consistent,
+    /// A contradiction is before a person, and nothing is that needs none.
+    Reviewed,
 }
 
 impl Promise {
     /// All of them.
-    pub const ALL: [Promise; 7] = [
+    pub const ALL: [Promise; 8] = [
         Promise::NothingLost,
         Promise::NoGhost,
         Promise::AppliedOnce,
@@ -52,6 +55,7 @@ impl Promise {
         Promise::InOrder,
         Promise::Settled,
         Promise::Consistent,
+        Promise::Reviewed,
     ];
 
     /// What a violation is called.
@@ -64,6 +68,7 @@ impl Promise {
             Promise::InOrder => "out of order",
             Promise::Settled => "unsettled",
             Promise::Consistent => "contradiction",
+            Promise::Reviewed => "wrongly reviewed",
         }
     }
 }
@@ -197,6 +202,7 @@ pub fn examine(books: &Books) -> Verdict {
     transport::examine(&index, &mut verdict);
     effects::examine(&index, &mut verdict);
     money::examine(&index, &mut verdict);
+    review::examine(&index, &mut verdict);
     verdict
 }
 

@@ -229,6 +229,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::demo::Scenario;
 
     fn at(ms: u64) -> OffsetDateTime {
         OffsetDateTime::UNIX_EPOCH + Duration::from_millis(ms)
@@ -280,7 +281,15 @@ mod tests {
 
     #[test]
     fn the_last_line_has_exactly_the_promised_keys_in_their_order() {
-        let demo = Demo { payments: 0, rate: 1.0, kills: 0, seed: 1, stall_broker: false, keep: false };
+        let demo = Demo {
+            payments: 0,
+            rate: 1.0,
+            kills: 0,
+            seed: 1,
+            scenario: Scenario::Plain,
+            stall_broker: false,
+            keep: false,
+        };
         let report = Report::new(&demo, &Books::default(), &Verdict::default(), &[], 1.25, None);
         let json = "{\"payments\":0,\"successful\":0,\"failed\":0,\"needs_review\":0,\"unsettled\":0,\"psp_charges\":0,\
                     \"double_charged\":0,\"lost\":0,\"applied_twice\":0,\"ghost\":0,\"events_published\":0,\
@@ -291,7 +300,15 @@ mod tests {
 
     #[test]
     fn too_few_payments_and_kills_are_failures_and_so_is_disorder() {
-        let demo = Demo { payments: 2, rate: 1.0, kills: 1, seed: 1, stall_broker: false, keep: false };
+        let demo = Demo {
+            payments: 2,
+            rate: 1.0,
+            kills: 1,
+            seed: 1,
+            scenario: Scenario::Plain,
+            stall_broker: false,
+            keep: false,
+        };
         let disorder = anyhow::anyhow!("executor had ended before");
         let report = Report::new(&demo, &Books::default(), &Verdict::default(), &[], 1.0, Some(disorder));
         let expected =

@@ -184,7 +184,7 @@ impl Databases {
             rows(pool, "SELECT payment_order_id, operation FROM executor.psp_attempts").await?;
         let results: Vec<PspResult> = rows(
             pool,
-            "SELECT payment_order_id, event_id, psp_status, psp_reference FROM executor.psp_results",
+            "SELECT payment_order_id, event_id, psp_status, psp_reference, error_code FROM executor.psp_results",
         )
         .await?;
         Ok(ExecutorBooks {

@@ -1,4 +1,4 @@
-//! The benchmark of the relay, small: that it works, and that its last line says everything. What it measures is nobody's business here.
+//! The benchmarks, small: that they work, and that their last lines say everything. What they measure is nobody's business here.
 #![allow(clippy::unwrap_used, reason = "what goes wrong in a test has to end it")]
 
 use std::process::Command;
@@ -60,4 +60,21 @@ fn takeovers_are_measured_and_the_last_line_says_everything() {
         "{measured}"
     );
     assert!(measured["published_again"].as_i64() >= Some(0), "{measured}");
+}
+
+#[test]
+fn the_executor_is_measured_and_the_last_line_says_everything() {
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["bench-executor", "--orders", "400", "--rates", "20,50", "--seconds", "1"])
+        .output()
+        .unwrap();
+    let (said, complained) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert!(output.status.success(), "{said}\n{complained}");
+    let measured: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    for key in ["results_per_s", "psp_calls_per_s", "p99_ms", "cpu_us_per_result"] {
+        assert!(measured[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {measured}");
+    }
+    assert_eq!(measured.as_object().unwrap().len(), 4, "{measured}");
+    assert_eq!(said.lines().filter(|line| line.contains("record to result")).count(), 2, "{said}");
 }

@@ -29,3 +29,26 @@ async fn a_relay_that_is_hurt_in_every_way_loses_nothing() {
     println!("{}\n{}", report.table, report.json());
     assert_eq!(report.broken, Vec::<String>::new(), "{:?}\n{}", outcome.kept, report.table);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn executors_that_are_hurt_in_every_way_lose_nothing_and_charge_nobody_twice() {
+    use testbed::faults::executor::episode::{Kind, Line, Point, choose};
+    let mut kinds: Vec<Kind> = Point::ALL.map(Kind::Kill).to_vec();
+    kinds.extend([
+        Kind::KillAll,
+        Kind::Stop(Some(Point::E3)),
+        Kind::Database,
+        Kind::Broker,
+        Kind::Psp,
+        Kind::Cut(Line::Psp, Cut::AfterBytes(Direction::Down)),
+        Kind::Cut(Line::Database, Cut::AfterBytes(Direction::Down)),
+    ]);
+    let seed = u64::from(std::process::id());
+    let episodes = choose(seed, &kinds);
+    assert_eq!(episodes.len(), kinds.len());
+    let outcome =
+        testbed::faults::executor::perform(episodes, false, &|line| println!("{line}")).await.unwrap();
+    let report = outcome.report;
+    println!("{}\n{}", report.table, report.json());
+    assert_eq!(report.broken, Vec::<String>::new(), "{:?}\n{}", outcome.kept, report.table);
+}

@@ -31,7 +31,7 @@ async fn a_payment_has_one_trace_in_every_log_and_on_both_topics() {
 
     let order_id = ours["payment_order_id"].as_str().unwrap();
     let services =
-        [&circle.payment_service, &circle.request_relays[0], &circle.executor, &circle.result_relays[0]];
+        [&circle.payment_service, &circle.request_relays[0], &circle.executors[0], &circle.result_relays[0]];
     for service in services {
         logged(service, order_id).await;
     }

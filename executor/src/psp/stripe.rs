@@ -5,86 +5,71 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
 use futures::future::BoxFuture;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Answer, Call, Capabilities, Operation, Order, Psp, Verdict, code, stripe_outcomes};
+use super::{
+    Answer, Call, Capabilities, Operation, Order, Psp, Unsendable,
+    currency::Currencies,
+    http::{Http, Site, secret_header},
+    stripe_outcomes,
+};
 
 /// The version of Stripe's API that this adapter was written against.
 const STRIPE_VERSION: &str = "2026-07-29.dahlia";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A PaymentIntent has some kilobytes.
-const BODY_MAX_BYTES: usize = 1 << 20;
 /// Stripe keeps keys for at least 24 hours.
 const REMEMBERS_KEYS_FOR: Duration = Duration::from_hours(23);
-static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What Stripe presents to cardholders (docs.stripe.com/currencies). ISK and UGX have two decimals there although nothing is charged
+/// in them but whole units, MGA has none; with three decimals the last must be 0.
+pub const CURRENCIES: Currencies = Currencies {
+    zero: &[
+        "BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF",
+        "XPF",
+    ],
+    two: &[
+        "AED", "AFN", "ALL", "AMD", "AOA", "ARS", "AUD", "AWG", "AZN", "BAM", "BBD", "BDT", "BMD", "BND",
+        "BOB", "BRL", "BSD", "BWP", "BYN", "BZD", "CAD", "CDF", "CHF", "CNY", "COP", "CRC", "CVE", "CZK",
+        "DKK", "DOP", "DZD", "EGP", "ETB", "EUR", "FJD", "FKP", "GBP", "GEL", "GIP", "GMD", "GTQ", "GYD",
+        "HKD", "HNL", "HTG", "HUF", "IDR", "ILS", "INR", "ISK", "JMD", "KES", "KGS", "KHR", "KYD", "KZT",
+        "LAK", "LBP", "LKR", "LRD", "LSL", "MAD", "MDL", "MKD", "MMK", "MNT", "MOP", "MUR", "MVR", "MWK",
+        "MXN", "MYR", "MZN", "NAD", "NGN", "NIO", "NOK", "NPR", "NZD", "PAB", "PEN", "PGK", "PHP", "PKR",
+        "PLN", "QAR", "RON", "RSD", "RUB", "SAR", "SBD", "SCR", "SEK", "SGD", "SHP", "SLE", "SOS", "SRD",
+        "SZL", "THB", "TJS", "TOP", "TRY", "TTD", "TWD", "TZS", "UAH", "UGX", "USD", "UYU", "UZS", "WST",
+        "XCD", "XCG", "YER", "ZAR", "ZMW",
+    ],
+    three: &["BHD", "JOD", "KWD", "OMR", "TND"],
+    three_step: 10,
+};
 
 /// The adapter.
 #[derive(Debug)]
 pub struct Stripe {
-    base_url: String,
-    http: reqwest::Client,
+    http: Http,
 }
 
 impl Stripe {
-    /// An adapter that sends to `base_url`. Makes no call yet.
-    pub fn new(
-        base_url: &str,
-        secret_key: &SecretString,
-        timeout: Duration,
-        concurrency: usize,
-    ) -> anyhow::Result<Self> {
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", secret_key.expose_secret()))
-            .map_err(|_| anyhow::anyhow!("Stripe's secret key has characters that no header may have"))?;
-        authorization.set_sensitive(true);
+    /// An adapter that sends to `site`. Makes no call yet.
+    pub fn new(site: &Site, secret_key: &SecretString) -> anyhow::Result<Self> {
+        let bearer = format!("Bearer {}", secret_key.expose_secret());
         let mut headers = HeaderMap::new();
-        headers.insert(AUTHORIZATION, authorization);
+        headers.insert(AUTHORIZATION, secret_header(&bearer, "Stripe's secret key")?);
         headers.insert("stripe-version", HeaderValue::from_static(STRIPE_VERSION));
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("payment-outbox-executor/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(timeout)
-            .pool_max_idle_per_host(concurrency)
-            // A redirect would carry the key and the payment elsewhere.
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .build()?;
-        let base_url = base_url.trim_end_matches('/').to_owned();
-        reqwest::Url::parse(&base_url).context("Stripe's base URL")?;
-        Ok(Self { base_url, http })
+        Ok(Self { http: Http::new(site, "application/x-www-form-urlencoded", headers)? })
     }
 
-    async fn exchange(&self, call: &Call, order: &Order) -> Result<Answer, reqwest::Error> {
-        let url = format!("{}{}", self.base_url, call.path);
-        let mut request = match call.operation {
-            Operation::Get => self.http.get(url),
-            Operation::Create | Operation::Confirm | Operation::Cancel => self
-                .http
-                .post(url)
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(call.body.clone()),
+    async fn exchange(&self, call: &Call, order: &Order) -> Answer {
+        let reply = match self.http.exchange(call).await {
+            Ok(reply) => reply,
+            Err(answer) => return answer,
         };
-        if let Some(key) = &call.idempotency_key {
-            request = request.header(&IDEMPOTENCY_KEY, key);
+        let mut answer = stripe_outcomes::read(reply.status, &reply.body, order);
+        answer.request_id = reply.header("request-id").map(str::to_owned);
+        if reply.status >= 400 {
+            answer.try_again = reply.header("stripe-should-retry").and_then(|text| text.parse().ok());
         }
-        let mut response = request.send().await?;
-        let status = response.status().as_u16();
-        let request_id =
-            response.headers().get("request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            body.extend_from_slice(&chunk);
-            if body.len() > BODY_MAX_BYTES {
-                let answer =
-                    Answer { http_status: Some(status), request_id, ..Answer::new(Verdict::Unclear) };
-                return Ok(answer.error(code::PSP_UNREADABLE, "the answer is too large"));
-            }
-        }
-        Ok(Answer { request_id, ..stripe_outcomes::read(status, &body, order) })
+        answer
     }
 }
 
@@ -98,17 +83,24 @@ impl Psp for Stripe {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { looks_up: true, remembers_keys_for: REMEMBERS_KEYS_FOR }
+        Capabilities { two_step: true, looks_up: true, remembers_keys_for: REMEMBERS_KEYS_FOR }
     }
 
-    fn prepare(&self, operation: Operation, order: &Order, reference: Option<&str>) -> anyhow::Result<Call> {
+    fn currencies(&self) -> &'static Currencies {
+        &CURRENCIES
+    }
+
+    fn prepare(
+        &self,
+        operation: Operation,
+        order: &Order,
+        reference: Option<&str>,
+    ) -> Result<Call, Unsendable> {
         let id = order.payment_order_id.to_string();
-        let intent = |suffix: &str| {
-            let reference = reference.context("the PaymentIntent is not known")?;
+        let intent = |suffix: &str| match reference {
             // It becomes part of a path.
-            let plain = reference.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-            ensure!(plain && !reference.is_empty(), "{reference:?} is not the id of a PaymentIntent");
-            Ok(format!("/v1/payment_intents/{reference}{suffix}"))
+            Some(reference) if is_plain(reference) => Ok(format!("/v1/payment_intents/{reference}{suffix}")),
+            other => Err(Unsendable(format!("{other:?} is not the id of a PaymentIntent"))),
         };
         let (method, path, parameters) = match operation {
             Operation::Create => ("POST", "/v1/payment_intents".to_owned(), create_parameters(order, &id)?),
@@ -130,19 +122,22 @@ impl Psp for Stripe {
     fn send<'a>(&'a self, call: &'a Call, order: &'a Order) -> BoxFuture<'a, Answer> {
         Box::pin(async move {
             let begun = Instant::now();
-            let mut answer = match self.exchange(call, order).await {
-                Ok(answer) => answer,
-                Err(error) => failed(&error),
-            };
-            answer.took = begun.elapsed();
-            answer
+            let answer = self.exchange(call, order).await;
+            Answer { took: begun.elapsed(), ..answer }
         })
     }
 }
 
+/// True for what cannot leave its place in a path.
+pub(super) fn is_plain(reference: &str) -> bool {
+    !reference.is_empty() && reference.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
 /// Nothing in here may differ between two tries of one order: Stripe would refuse the second under the same key.
-fn create_parameters(order: &Order, id: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
-    let amount = stripe_outcomes::stripe_amount(order).context("the amount is too large for Stripe")?;
+fn create_parameters(order: &Order, id: &str) -> Result<Vec<(&'static str, String)>, Unsendable> {
+    let amount = CURRENCIES
+        .to_psp(order.amount_minor, &order.currency)
+        .map_err(|error| Unsendable(format!("Stripe: {error}")))?;
     Ok(vec![
         ("amount", amount.to_string()),
         ("automatic_payment_methods[allow_redirects]", "never".to_owned()),
@@ -163,34 +158,17 @@ fn form(mut parameters: Vec<(&'static str, String)>) -> String {
     form.finish()
 }
 
-/// Without an answer: only a connection that never came about proves that nothing was executed.
-fn failed(error: &reqwest::Error) -> Answer {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = cause.to_string();
-        source = cause.source();
-    }
-    let (verdict, code) = if error.is_connect() || error.is_builder() {
-        (Verdict::Later, code::PSP_UNREACHABLE)
-    } else if error.is_timeout() {
-        (Verdict::Unclear, code::PSP_TIMEOUT)
-    } else {
-        (Verdict::Unclear, code::PSP_CONNECTION_LOST)
-    };
-    Answer::new(verdict).error(code, &text)
-}
-
 #[cfg(test)]
 mod tests {
     use time::OffsetDateTime;
     use uuid::Uuid;
 
     use super::*;
+    use crate::psp::{Verdict, code};
 
     fn stripe() -> Stripe {
-        Stripe::new("http://127.0.0.1:1/", &SecretString::from("sk_test_x"), Duration::from_secs(1), 4)
-            .unwrap()
+        let site = Site::new("http://127.0.0.1:1/", Duration::from_secs(1));
+        Stripe::new(&site, &SecretString::from("sk_test_x")).unwrap()
     }
 
     fn order() -> Order {
@@ -240,6 +218,15 @@ mod tests {
             for wrong in [None, Some(""), Some("pi_1/../../v1/refunds"), Some("pi?x")] {
                 assert!(stripe().prepare(operation, &order(), wrong).is_err(), "{wrong:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_stripe_cannot_charge_is_not_sent() {
+        for (currency, minor) in [("XYZ", 1), ("KWD", 1234), ("ISK", i64::MAX)] {
+            let order = Order { amount_minor: minor, currency: currency.into(), ..order() };
+            let refused = stripe().prepare(Operation::Create, &order, None).unwrap_err();
+            assert!(refused.to_string().contains(currency), "{refused}");
         }
     }
 

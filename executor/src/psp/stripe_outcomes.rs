@@ -4,7 +4,11 @@
 
 use serde_json::Value;
 
-use super::{Answer, Order, Verdict, code};
+use super::{
+    Answer, Order, Verdict, code,
+    declines::{self, Kind},
+    stripe::CURRENCIES,
+};
 
 /// The status of a PaymentIntent, as far as it decides something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,33 +50,13 @@ const ERRORS: [ErrorRow; 15] = [
     ErrorRow(401, None, None, Verdict::Later),
     ErrorRow(403, None, None, Verdict::Later),
     // Another request with this key is still being executed.
-    ErrorRow(409, None, Some("idempotency_key_in_use"), Verdict::Later),
-    ErrorRow(409, Some("idempotency_error"), None, Verdict::Later),
+    ErrorRow(409, None, Some("idempotency_key_in_use"), Verdict::BeingExecuted),
+    ErrorRow(409, Some("idempotency_error"), None, Verdict::BeingExecuted),
     ErrorRow(429, None, None, Verdict::Later),
     ErrorRow(424, None, None, Verdict::Unclear),
     ErrorRow(500, None, None, Verdict::Unclear),
     ErrorRow(503, None, None, Verdict::Unclear),
 ];
-
-/// Declines that mean "the shopper must be asked": published under one code of ours.
-const AUTHENTICATION_CODES: [&str; 7] = [
-    "authentication_required",
-    "authentication_not_handled",
-    "payment_intent_authentication_failure",
-    "offline_pin_required",
-    "online_or_offline_pin_required",
-    "incorrect_pin",
-    "invalid_pin",
-];
-
-/// Currencies whose Stripe amounts have two decimals although ISO 4217 gives them none.
-const TWO_DECIMALS_AT_STRIPE: [&str; 2] = ["ISK", "UGX"];
-
-/// Our amount as Stripe counts it; None if it does not fit.
-pub(super) fn stripe_amount(order: &Order) -> Option<i64> {
-    let factor = if TWO_DECIMALS_AT_STRIPE.contains(&order.currency.as_str()) { 100 } else { 1 };
-    order.amount_minor.checked_mul(factor)
-}
 
 /// What an answer with this HTTP status and body means for this order.
 pub(super) fn read(http_status: u16, body: &[u8], order: &Order) -> Answer {
@@ -92,7 +76,7 @@ pub(super) fn read(http_status: u16, body: &[u8], order: &Order) -> Answer {
 }
 
 /// What a PaymentIntent means.
-fn intent(intent: &Value, order: &Order) -> Answer {
+pub(crate) fn intent(intent: &Value, order: &Order) -> Answer {
     let (Some("payment_intent"), Some(id)) = (intent["object"].as_str(), intent["id"].as_str()) else {
         return Answer::new(Verdict::Unclear)
             .error(code::PSP_UNREADABLE, "the answer is not a PaymentIntent");
@@ -102,6 +86,11 @@ fn intent(intent: &Value, order: &Order) -> Answer {
         .iter()
         .find(|(name, _)| *name == text)
         .map_or(IntentStatus::Other, |(_, status)| *status);
+    let named = intent["metadata"]["payment_order_id"].as_str();
+    if named.is_some_and(|named| named != order.payment_order_id.to_string()) {
+        return Answer::new(Verdict::Unclear)
+            .error(code::PSP_UNREADABLE, &format!("the answer is about another payment order, in {id:?}"));
+    }
     let mut answer = mismatch(intent, order, status).unwrap_or_else(|| match status {
         IntentStatus::Succeeded => Answer::new(Verdict::Succeeded),
         IntentStatus::Processing => Answer::new(Verdict::Processing),
@@ -130,16 +119,16 @@ fn intent(intent: &Value, order: &Order) -> Answer {
 
 /// The PSP's amount or currency is not ours. What was received counts only once it was received.
 fn mismatch(intent: &Value, order: &Order, status: IntentStatus) -> Option<Answer> {
-    let ours = stripe_amount(order);
-    let theirs = (intent["amount"].as_i64(), intent["currency"].as_str().unwrap_or_default());
-    let received = intent["amount_received"].as_i64();
-    let same = theirs.0 == ours && theirs.1.eq_ignore_ascii_case(&order.currency);
+    let currency = intent["currency"].as_str().unwrap_or_default().to_uppercase();
+    let minor = |name: &str| intent[name].as_i64().and_then(|amount| CURRENCIES.to_minor(amount, &currency));
+    let (ours, theirs, received) = (Some(order.amount_minor), minor("amount"), minor("amount_received"));
+    let same = theirs == ours && currency == order.currency;
     if same && (status != IntentStatus::Succeeded || received == ours) {
         return None;
     }
     let text = format!(
-        "the PSP says {:?} {} (received {received:?}), expected {ours:?} {}",
-        theirs.0, theirs.1, order.currency
+        "the PSP says {} {currency} (received {}), expected {} minor units of {}",
+        intent["amount"], intent["amount_received"], order.amount_minor, order.currency
     );
     Some(Answer::new(Verdict::AmountMismatch).error(code::AMOUNT_MISMATCH, &text))
 }
@@ -170,15 +159,14 @@ fn error(http_status: u16, body: &Value) -> Answer {
 fn declined(verdict: Verdict, error: &Value) -> Answer {
     let (outer, inner) = (error["code"].as_str(), error["decline_code"].as_str());
     let message = error["message"].as_str().unwrap_or_default();
-    if [outer, inner].into_iter().flatten().any(|found| AUTHENTICATION_CODES.contains(&found)) {
-        return Answer::new(verdict).error(code::AUTHENTICATION_REQUIRED, message);
-    }
-    let code = match (outer, inner) {
-        (Some(outer), Some(inner)) if outer != inner => format!("{outer}/{inner}"),
-        (Some(only), _) | (None, Some(only)) => only.to_owned(),
-        (None, None) => "card_declined".to_owned(),
+    let kind = declines::stripe(inner, outer);
+    let code = match (kind, outer, inner) {
+        (Kind::Authentication, ..) => code::AUTHENTICATION_REQUIRED.to_owned(),
+        (_, Some(outer), Some(inner)) if outer != inner => format!("{outer}/{inner}"),
+        (_, Some(only), _) | (_, None, Some(only)) => only.to_owned(),
+        (_, None, None) => "card_declined".to_owned(),
     };
-    Answer::new(verdict).error(&code, message)
+    Answer { decline: Some(kind), ..Answer::new(verdict) }.error(&code, message)
 }
 
 #[cfg(test)]
@@ -268,11 +256,11 @@ mod tests {
             (404, error("", ""), Verdict::Unclear, code::PSP_ERROR),
             (401, error("invalid_request_error", "x"), Verdict::Later, "x"),
             (403, error("invalid_request_error", "x"), Verdict::Later, "x"),
-            (409, error("idempotency_error", "x"), Verdict::Later, "x"),
+            (409, error("idempotency_error", "x"), Verdict::BeingExecuted, "x"),
             (
                 409,
                 error("invalid_request_error", "idempotency_key_in_use"),
-                Verdict::Later,
+                Verdict::BeingExecuted,
                 "idempotency_key_in_use",
             ),
             (409, error("invalid_request_error", "other"), Verdict::Unclear, code::PSP_ERROR),
@@ -334,6 +322,21 @@ mod tests {
     }
 
     #[test]
+    fn each_decline_code_is_published_and_has_its_kind() {
+        for (kind, codes) in declines::STRIPE {
+            for inner in codes {
+                let answer =
+                    declined(Verdict::Declined, &json!({"code": "card_declined", "decline_code": inner}));
+                let code = match kind {
+                    Kind::Authentication => code::AUTHENTICATION_REQUIRED.to_owned(),
+                    _ => format!("card_declined/{inner}"),
+                };
+                assert_eq!((answer.error_code, answer.decline), (Some(code), Some(kind)));
+            }
+        }
+    }
+
+    #[test]
     fn a_decline_says_why() {
         let rows = [
             (
@@ -367,18 +370,30 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_counted_as_stripe_counts_them() {
-        for (currency, minor, stripe) in [
-            ("EUR", 1234, Some(1234)),
-            ("JPY", 500, Some(500)),
-            ("KWD", 1000, Some(1000)),
-            ("CLP", 700, Some(700)),
-            ("ISK", 500, Some(50_000)),
-            ("UGX", 500, Some(50_000)),
-            ("ISK", i64::MAX, None),
+    fn amounts_in_answers_are_counted_as_stripe_counts_them() {
+        for (currency, minor, theirs, verdict) in [
+            ("JPY", 500, 500, Verdict::Succeeded),
+            ("JPY", 500, 50_000, Verdict::AmountMismatch),
+            ("ISK", 500, 50_000, Verdict::Succeeded),
+            ("ISK", 500, 500, Verdict::AmountMismatch),
+            ("ISK", 500, 50_050, Verdict::AmountMismatch),
+            ("CLP", 700, 700, Verdict::Succeeded),
+            ("KWD", 1230, 1230, Verdict::Succeeded),
         ] {
             let order = Order { amount_minor: minor, currency: currency.into(), ..order() };
-            assert_eq!(stripe_amount(&order), stripe, "{currency}");
+            let changed =
+                json!({"amount": theirs, "amount_received": theirs, "currency": currency.to_lowercase()});
+            let body = serde_json::to_vec(&payment_intent("succeeded", &changed)).unwrap();
+            assert_eq!(read(200, &body, &order).verdict, verdict, "{theirs} {currency}");
         }
+    }
+
+    #[test]
+    fn an_answer_about_another_payment_order_says_nothing_about_this_one() {
+        let theirs = |id: &str| json!({"metadata": {"payment_order_id": id}});
+        let ours = read_json(200, &payment_intent("succeeded", &theirs(&Uuid::nil().to_string())));
+        assert_eq!(ours.verdict, Verdict::Succeeded);
+        let other = read_json(200, &payment_intent("succeeded", &theirs(&Uuid::max().to_string())));
+        assert_eq!((other.verdict, other.reference), (Verdict::Unclear, None));
     }
 }

@@ -1,5 +1,7 @@
 //! The SQL of results: lock, insert, move on. The only statements that end an order.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, PgPool, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
@@ -57,7 +59,7 @@ pub async fn insert_results(tx: &mut PgConnection, changes: &[Change]) -> Result
 }
 
 /// Writes how the orders stand now, and finishes the calls that brought it.
-pub async fn apply(tx: &mut PgConnection, changes: &[Change]) -> Result<(), sqlx::Error> {
+pub async fn apply(tx: &mut PgConnection, changes: &[Change], ahead: Duration) -> Result<(), sqlx::Error> {
     let answers: Vec<&Finished> = changes.iter().filter_map(|c| c.finished.as_ref()).collect();
     let moved: Vec<_> = changes.iter().filter_map(|c| c.standing.as_ref().map(|s| (c, s))).collect();
     sqlx::query(
@@ -75,7 +77,7 @@ pub async fn apply(tx: &mut PgConnection, changes: &[Change]) -> Result<(), sqlx
          UPDATE executor.inbox i
          SET state = m.state, psp_status = coalesce(m.psp_status, i.psp_status),
              psp_reference = coalesce(i.psp_reference, m.psp_reference), claimed_by = NULL, lease_until = NULL,
-             due_at = clock_timestamp() + make_interval(secs => m.due_in), rung = m.rung, failures = m.failures,
+             due_at = clock_timestamp() + make_interval(secs => $16 + m.due_in), rung = m.rung, failures = m.failures,
              settled_at = CASE WHEN m.state IN ('SETTLED', 'REVIEW') THEN coalesce(i.settled_at, clock_timestamp()) END,
              updated_at = clock_timestamp()
          FROM UNNEST($9::uuid[], $10::text[], $11::text[], $12::text[], $13::float8[], $14::smallint[], $15::smallint[])
@@ -97,6 +99,7 @@ pub async fn apply(tx: &mut PgConnection, changes: &[Change]) -> Result<(), sqlx
     .bind(moved.iter().map(|(_, s)| s.due_in.as_secs_f64()).collect::<Vec<_>>())
     .bind(moved.iter().map(|(_, s)| s.rung).collect::<Vec<_>>())
     .bind(moved.iter().map(|(_, s)| s.failures).collect::<Vec<_>>())
+    .bind(ahead.as_secs_f64())
     .execute(tx)
     .await
     .map(|_| ())

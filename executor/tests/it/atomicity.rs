@@ -1,8 +1,11 @@
 //! A result and its event: both or neither.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use executor::record::{Finding, Outcome, Recorded, Source, State, record};
+use executor::{
+    clock::Clock,
+    record::{Finding, Ladder, Outcome, Recorded, Source, State, record},
+};
 use schema::psp_result_update::{PspResultUpdateEvent, PspStatus};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -37,9 +40,8 @@ async fn what_agrees_is_one_event_and_what_contradicts_is_never_hidden() {
     .await
     .unwrap();
     let service = sqlx::PgPool::connect(&world.database.url("executor")).await.unwrap();
-    let ladder: Arc<[Duration]> = vec![Duration::from_secs(1)].into();
-    let say =
-        async |findings: Vec<Finding>| record(service.clone(), Arc::clone(&ladder), findings).await.unwrap();
+    let ladder = Ladder { waits: vec![Duration::from_secs(1)].into(), clock: Clock::default() };
+    let say = async |findings: Vec<Finding>| record(service.clone(), ladder.clone(), findings).await.unwrap();
     let stale = Some(Uuid::new_v4());
     let states =
         |recorded: &[Recorded]| recorded.iter().map(|r| (r.event.is_some(), r.state)).collect::<Vec<_>>();

@@ -2,6 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use executor::{
+    psp::{Answer, Operation, Verdict},
+    store::{Advance, Finished, Started},
+};
+use uuid::Uuid;
+
 use crate::setup::{World, request};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,5 +62,45 @@ async fn no_transaction_is_open_while_the_psp_is_called() {
     }
     assert!(looks > 10);
     assert_eq!(world.count(stalled).await, 20, "they still wait for the PSP");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_was_lost_makes_no_further_call_and_its_answer_counts_all_the_same() {
+    let world = World::new("fenced").await;
+    let running = world.start(&["--psp-timeout=6s"]);
+    let id = world.request("pm_sim_slow").await;
+    let calling =
+        "SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED' AND operation = 'CONFIRM'";
+    world.wait_for_count(calling, 1).await;
+    // Somebody else takes it, and does not do anything.
+    let take =
+        "UPDATE executor.inbox SET claimed_by = gen_random_uuid(), lease_until = now() + interval '1 h'";
+    sqlx::query(take).execute(&world.pool).await.unwrap();
+    let before = world.calls(id).await.len();
+    world.wait_for_state(id, "SETTLED").await;
+    assert_eq!(world.results(id).await, [("SUCCESSFUL".to_owned(), None, "REPLY".to_owned())]);
+    assert_eq!((world.calls(id).await.len(), world.charges(id).await), (before, 1));
+
+    // A further call needs the claim: under another one it is not even written down.
+    let other = world.request("pm_sim_timeout_before_charge").await;
+    world.wait_for_count(calling, 1).await;
+    let lost = Advance {
+        payment_order_id: other,
+        claim: Uuid::new_v4(),
+        finished: Finished { attempt_id: Uuid::new_v4(), answer: Answer::new(Verdict::Unconfirmed) },
+        started: Started {
+            attempt_id: Uuid::now_v7(),
+            operation: Operation::Cancel,
+            idempotency_key: Some("key".to_owned()),
+            request_hash: "hash".to_owned(),
+        },
+    };
+    let service = sqlx::PgPool::connect(&world.database.url("executor")).await.unwrap();
+    let second = Duration::from_secs(1);
+    let left = executor::store::advance(&service, second, second, second, &[lost]).await.unwrap();
+    assert_eq!(left, [None]);
+    let cancels = "SELECT count(*) FROM executor.psp_attempts WHERE operation = 'CANCEL'";
+    assert_eq!(world.count(cancels).await, 0);
     running.stop().await;
 }

@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use chassis::telemetry::TraceContext;
-use executor::psp::{Operation, Order, Psp, stripe::Stripe};
+use executor::psp::{Operation, Order, Psp, http::Site, stripe::Stripe};
 use schema::payment_order_requested::PaymentOrderRequestedEvent;
 use secrecy::SecretString;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::setup::{World, request};
 
@@ -42,12 +43,28 @@ async fn lost_answers_are_settled_by_asking_with_exactly_one_charge() {
 }
 
 /// The rows of an executor that died, its lease just over, after it had written down its last operation.
-async fn died(world: &World, event: &PaymentOrderRequestedEvent, last: Operation, reference: Option<&str>) {
+pub(crate) async fn died(
+    world: &World,
+    event: &PaymentOrderRequestedEvent,
+    last: Operation,
+    reference: Option<&str>,
+) {
+    claimed(world, event, last, reference, "100 ms").await;
+}
+
+/// The rows of an executor that is at it, for so long.
+pub(crate) async fn claimed(
+    world: &World,
+    event: &PaymentOrderRequestedEvent,
+    last: Operation,
+    reference: Option<&str>,
+    lease: &str,
+) {
     let id = event.payment_order_id;
     sqlx::query(
         "INSERT INTO executor.inbox (payment_order_id, psp, amount_minor, currency, payment_method, merchant_reference, expires_at,
                                      traceparent, state, step, first_attempt_at, psp_reference, claimed_by, lease_until)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'IN_FLIGHT', $9, now(), $10, gen_random_uuid(), now() + interval '100 ms')",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'IN_FLIGHT', $9, now(), $10, gen_random_uuid(), now() + $11::text::interval)",
     )
     .bind(id)
     .bind(&event.psp)
@@ -59,6 +76,7 @@ async fn died(world: &World, event: &PaymentOrderRequestedEvent, last: Operation
     .bind(TraceContext::new_trace().traceparent())
     .bind(last.as_str())
     .bind(reference)
+    .bind(lease)
     .execute(&world.pool)
     .await
     .unwrap();
@@ -74,8 +92,8 @@ async fn died(world: &World, event: &PaymentOrderRequestedEvent, last: Operation
 }
 
 fn stripe(world: &World) -> (Arc<Stripe>, impl Fn(&PaymentOrderRequestedEvent) -> Order) {
-    let key = SecretString::from("sk_test_executor");
-    let stripe = Stripe::new(&world.psp_url, &key, Duration::from_secs(5), 4).unwrap();
+    let site = Site::new(&world.psp_url, Duration::from_secs(5));
+    let stripe = Stripe::new(&site, &SecretString::from("sk_test_executor")).unwrap();
     let order = |event: &PaymentOrderRequestedEvent| Order {
         payment_order_id: event.payment_order_id,
         psp: event.psp.clone(),
@@ -86,6 +104,18 @@ fn stripe(world: &World) -> (Arc<Stripe>, impl Fn(&PaymentOrderRequestedEvent) -
         expires_at: event.expires_at,
     };
     (Arc::new(stripe), order)
+}
+
+/// Has the PSP charge an order, without a word to the database; returns the PSP's id of the payment.
+pub(crate) async fn pay(world: &World, id: Uuid) -> String {
+    let (stripe, order) = stripe(world);
+    let event = PaymentOrderRequestedEvent { payment_order_id: id, ..request("pm_card_visa") };
+    let order = order(&event);
+    let create = stripe.prepare(Operation::Create, &order, None).unwrap();
+    let reference = stripe.send(&create, &order).await.reference.unwrap();
+    let confirm = stripe.prepare(Operation::Confirm, &order, Some(&reference)).unwrap();
+    stripe.send(&confirm, &order).await;
+    reference
 }
 
 #[tokio::test(flavor = "multi_thread")]

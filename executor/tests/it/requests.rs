@@ -57,7 +57,7 @@ async fn what_is_not_a_request_is_set_aside_and_holds_nobody_up() {
             .fetch_all(&world.pool)
             .await
             .unwrap();
-    assert_eq!(reasons, ["AMOUNT", "KEY_MISMATCH", "TEXT", "UNDECODABLE", "UNKNOWN_PSP"]);
+    assert_eq!(reasons, ["AMOUNT", "CARD_NUMBER", "KEY_MISMATCH", "TEXT", "UNDECODABLE", "UNKNOWN_PSP"]);
     let kept: (Vec<u8>, Vec<u8>, serde_json::Value) = sqlx::query_as(
         "SELECT record_key, record_value, headers FROM executor.quarantine WHERE reason_code = 'UNDECODABLE' AND record_value = $1",
     )

@@ -103,6 +103,9 @@ impl World {
             "--admin-listen=127.0.0.1:0".to_owned(),
             format!("--stripe-base-url={}", self.psp_url),
             "--stripe-secret-key=sk_test_executor".to_owned(),
+            format!("--adyen-base-url={}/v71", self.psp_url),
+            "--adyen-api-key=AQE_test_executor".to_owned(),
+            "--adyen-merchant-account=TestMerchant".to_owned(),
             "--psp-timeout=5s".to_owned(),
             "--resolve-after=200ms".to_owned(),
             "--resolve-then=500ms,500ms,1s,1s,1s,2s,2s,2s".to_owned(),
@@ -118,9 +121,27 @@ impl World {
     }
 
     pub(crate) fn start(&self, more: &[&str]) -> Running {
+        self.start_with(self.config(more))
+    }
+
+    pub(crate) fn start_with(&self, config: Config) -> Running {
         let shutdown = Shutdown::new();
-        let task = tokio::spawn(executor::run(self.config(more), shutdown.clone()));
+        let task = tokio::spawn(executor::run(config, shutdown.clone()));
         Running { shutdown, task }
+    }
+
+    /// What the PSP told, and what of it was a lie.
+    pub(crate) async fn psp_report(&self) -> Value {
+        let url = format!("{}/simulator/webhooks", self.psp_url);
+        self.http.get(url).send().await.unwrap().json().await.unwrap()
+    }
+
+    /// Moves the PSP's clock on.
+    pub(crate) async fn advance_psp(&self, by: Duration) {
+        let body = serde_json::json!({"advance_seconds": by.as_secs()});
+        let url = format!("{}/simulator/clock", self.psp_url);
+        let answer = self.http.post(url).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     }
 
     /// Sends a request for this payment method; returns its payment order.
@@ -280,7 +301,8 @@ pub(crate) fn request(payment_method: &str) -> PaymentOrderRequestedEvent {
 pub(crate) async fn simulator(more: &[&str]) -> (String, tokio_util::sync::DropGuard) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let config = psp_simulator::Config::parse_from(["psp-simulator", "--slow=1500ms"].iter().chain(more));
+    let slow = (!more.iter().any(|one| one.starts_with("--slow"))).then_some(&"--slow=1500ms");
+    let config = psp_simulator::Config::parse_from(["psp-simulator"].iter().chain(slow).chain(more));
     let stop = CancellationToken::new();
     tokio::spawn(psp_simulator::run(listener, config, stop.clone()));
     (url, stop.drop_guard())

@@ -80,6 +80,55 @@ impl Site {
         Service::new(&self.home, &self.folder, spec)
     }
 
+    /// Where the schemas are.
+    pub(super) fn registry_url(&self) -> String {
+        self.registry.url()
+    }
+
+    /// Makes the executor's tables beside the outbox.
+    pub(super) async fn migrate_executor(&self) -> Result<()> {
+        let owner = [("DATABASE_URL".to_owned(), self.database.url(OWNER))];
+        let migrate = ["migrate", "--service", "executor", "--reader", "operator"];
+        run_once(&binary("executor")?, &migrate, &owner).await.map(|_| ())
+    }
+
+    /// The PSP simulator with its default settings. It is not started yet.
+    pub(super) fn simulator(&self) -> Result<Service> {
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        self.service("psp-simulator", &[], &[("LISTEN", listen.clone())], format!("http://{listen}/livez"))
+    }
+
+    /// The executor with its default settings, and this PSP. It is not started yet.
+    pub(super) fn executor(&self, psp_url: &str) -> Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let given = [
+            ("DATABASE_URL", self.database.url("executor")),
+            ("KAFKA_BOOTSTRAP", self.bootstrap()),
+            ("SCHEMA_REGISTRY_URL", self.registry.url()),
+            ("STRIPE_BASE_URL", psp_url.to_owned()),
+            ("STRIPE_SECRET_KEY", "sk_test_local".to_owned()),
+            ("ADMIN_LISTEN", admin.clone()),
+        ];
+        self.service("executor", &["run"], &given, format!("http://{admin}/readyz"))
+    }
+
+    fn service(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        given: &[(&str, String)],
+        ready_url: String,
+    ) -> Result<Service> {
+        let spec = Spec {
+            name: program.to_owned(),
+            program: binary(program)?,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            environment: given.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            ready_url,
+        };
+        Service::new(&self.home, &self.folder, spec)
+    }
+
     /// What the relay makes its producer with, as it says itself.
     pub(super) async fn producer(&self) -> Result<ClientConfig> {
         let arguments = ["run", "--print-producer"];

@@ -163,7 +163,7 @@ impl Killer<'_> {
     async fn one(&mut self, turn: Turn, scene: &Scene<'_>) -> Result<Option<Kill>> {
         let looking_since = Instant::now();
         while looking_since.elapsed() < OCCASION_LIMIT {
-            if let Some(victim) = victim(turn, self.circle).await {
+            if let Some(victim) = victim(turn, self.number, self.circle).await {
                 let from = OffsetDateTime::now_utc();
                 let choosy = looking_since.elapsed() < CHOOSY_LIMIT;
                 let in_flight = self.kill_if_busy(turn, victim, choosy).await?;
@@ -269,12 +269,12 @@ impl Drop for Stall {
     }
 }
 
-/// The process to kill: of relays, the one that leads. None while nobody does.
-async fn victim(turn: Turn, circle: &Circle) -> Option<&Service> {
+/// The process to kill: of relays, the one that leads, of executors one after the other. None while nobody does.
+async fn victim(turn: Turn, number: usize, circle: &Circle) -> Option<&Service> {
     match turn {
         Turn::ResultRelay => leader(&circle.result_relays).await,
         Turn::RequestRelay => leader(&circle.request_relays).await,
-        Turn::Executor => Some(&circle.executor),
+        Turn::Executor => circle.executors.get(number / 3 % circle.executors.len().max(1)),
         Turn::PaymentService => Some(&circle.payment_service),
     }
 }
@@ -331,6 +331,7 @@ async fn until_caught_up(databases: &Databases) -> Result<OffsetDateTime> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Scenario;
     use super::*;
 
     #[test]
@@ -343,8 +344,15 @@ mod tests {
 
     #[test]
     fn kills_are_spread_over_the_load_at_moments_of_the_seed() {
-        let demo =
-            |seed| Demo { payments: 2_000, rate: 200.0, kills: 9, seed, stall_broker: true, keep: false };
+        let demo = |seed| Demo {
+            payments: 2_000,
+            rate: 200.0,
+            kills: 9,
+            seed,
+            scenario: Scenario::Plain,
+            stall_broker: true,
+            keep: false,
+        };
         let due = schedule(&demo(1));
         assert_eq!(due, schedule(&demo(1)));
         assert_ne!(due, schedule(&demo(2)));

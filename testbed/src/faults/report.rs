@@ -267,6 +267,7 @@ fn recovery<'a>(passed: impl Iterator<Item = &'a Passed>) -> Recovery {
 fn name<S: Serializer>(family: &Family, serializer: S) -> Result<S::Ok, S::Error> {
     match family {
         Family::Relay => serializer.serialize_str("relay"),
+        Family::Executor => serializer.serialize_str("executor"),
     }
 }
 

@@ -11,8 +11,10 @@ use uuid::Uuid;
 pub struct Books {
     /// What the client asked for, and what it was told.
     pub sent: Vec<Sent>,
-    /// The PSP's ledger: the only honest witness of charges.
+    /// The PSPs' ledger: the only honest witness of charges.
     pub charges: Vec<Charge>,
+    /// Where the PSPs have contradicted themselves on purpose.
+    pub contradictions: Vec<Contradicted>,
     /// The executor's database.
     pub executor: ExecutorBooks,
     /// The payment service's database.
@@ -64,6 +66,10 @@ pub struct Sent {
     pub amount_minor: i64,
     /// ISO 4217 code.
     pub currency: String,
+    /// Which PSP was to be asked.
+    pub psp: String,
+    /// Token of the PSP: decides what happens there.
+    pub payment_method: String,
     /// What it was told.
     pub outcome: Told,
 }
@@ -99,6 +105,19 @@ pub struct Charge {
     pub currency: String,
 }
 
+/// An order of which a PSP has said two things that cannot both be true, by webhook.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Contradicted {
+    /// As the PSP knows it.
+    pub payment_order_id: Option<String>,
+    /// The reference that the contradicting webhook names.
+    pub reference: String,
+    /// `failure_after_success`, `second_success` or `success_after_failure`.
+    pub kind: String,
+    /// Whether the receiver has said that it has it.
+    pub acknowledged: bool,
+}
+
 /// A call to the PSP, written down before it was made.
 #[derive(Clone, Debug, FromRow)]
 pub struct Attempt {
@@ -119,6 +138,8 @@ pub struct PspResult {
     pub psp_status: String,
     /// The PSP's id of the payment.
     pub psp_reference: Option<String>,
+    /// The PSP's code, or one of ours.
+    pub error_code: Option<String>,
 }
 
 /// A row of `outbox.events`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::books::{Books, Charge, Sent};
+use super::books::{Books, Charge, Contradicted, Sent};
 use crate::store::Databases;
 use crate::topic::Topics;
 
@@ -30,6 +30,8 @@ pub struct Witnesses {
     pub results_topic: String,
     /// Base of the PSP simulator.
     pub simulator_url: String,
+    /// Whether the simulator sends webhooks, which may lie.
+    pub webhooks: bool,
 }
 
 /// Reads everything. `sent` is what the client knows.
@@ -38,12 +40,13 @@ pub async fn gather(witnesses: &Witnesses, sent: Vec<Sent>) -> Result<Books> {
         witnesses.topics.read(&witnesses.requests_topic),
         witnesses.topics.read(&witnesses.results_topic)
     )?;
-    let (executor, payments, charges) = tokio::try_join!(
+    let (executor, payments, charges, contradictions) = tokio::try_join!(
         witnesses.databases.executor_books(),
         witnesses.databases.payment_books(),
-        ledger(&witnesses.simulator_url)
+        ledger(&witnesses.simulator_url),
+        contradictions(witnesses)
     )?;
-    Ok(Books { sent, charges, executor, payments, requests, results })
+    Ok(Books { sent, charges, contradictions, executor, payments, requests, results })
 }
 
 #[derive(Deserialize)]
@@ -57,6 +60,27 @@ struct Numbered {
     sequence: usize,
     #[serde(flatten)]
     charge: Charge,
+}
+
+/// Which orders the PSPs have contradicted themselves about.
+async fn contradictions(witnesses: &Witnesses) -> Result<Vec<Contradicted>> {
+    #[derive(Deserialize)]
+    struct Report {
+        contradictions: Vec<Contradicted>,
+    }
+    if !witnesses.webhooks {
+        return Ok(Vec::new());
+    }
+    let client =
+        reqwest::Client::builder().no_proxy().timeout(PAGE_LIMIT).build().context("build a client")?;
+    let answer = client.get(format!("{}/simulator/webhooks", witnesses.simulator_url)).send().await;
+    let report: Report = answer
+        .and_then(reqwest::Response::error_for_status)
+        .context("ask the simulator for its webhooks")?
+        .json()
+        .await
+        .context("read what the simulator says of its webhooks")?;
+    Ok(report.contradictions)
 }
 
 /// The PSP's ledger, page by page.

@@ -48,6 +48,8 @@ pub(crate) fn pay(books: &mut Books, n: u128, statuses: &[&str]) {
         merchant_reference: merchant_reference.clone(),
         amount_minor,
         currency: currency.clone(),
+        psp: "STRIPE".to_owned(),
+        payment_method: "pm_card_visa".to_owned(),
         outcome,
     });
     let state = (*statuses.last().unwrap()).to_owned();
@@ -81,6 +83,7 @@ pub(crate) fn pay(books: &mut Books, n: u128, statuses: &[&str]) {
             event_id,
             psp_status: (*status).to_owned(),
             psp_reference: Some(reference(n)),
+            error_code: None,
         });
         let payload = json!({"paymentOrderId": order(n), "pspStatus": status, "pspReference": reference(n), "eventTime": "2026-01-01T00:00:00.25Z"});
         publish(&mut books.executor.outbox, &mut books.results, n, event_id, payload);

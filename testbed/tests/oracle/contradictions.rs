@@ -1,8 +1,8 @@
 //! Witnesses that contradict each other.
 
 use serde_json::json;
-use testbed::oracle::Promise::{Consistent, NothingLost, Settled};
-use testbed::oracle::books::{Books, Told};
+use testbed::oracle::Promise::{Consistent, NothingLost, Reviewed, Settled};
+use testbed::oracle::books::{Books, Contradicted, Told};
 use testbed::oracle::examine;
 
 use crate::clean_books::*;
@@ -139,4 +139,86 @@ fn only_so_many_examples_are_printed_and_all_are_counted() {
     assert_eq!(verdict.broken(Settled), 30);
     assert_eq!(verdict.describe(20).lines().count(), 21);
     assert!(verdict.describe(20).ends_with("unsettled: and 10 more"));
+}
+
+// ------------------------------------------------------------------------------------------------------------- review
+
+/// The simulator has lied about an order.
+fn lie(books: &mut Books, n: u128, acknowledged: bool) {
+    books.contradictions.push(Contradicted {
+        payment_order_id: Some(order(n).to_string()),
+        reference: "pi_other".to_owned(),
+        kind: "second_success".to_owned(),
+        acknowledged,
+    });
+}
+
+fn review(books: &mut Books, n: u128) {
+    edit_order(books, n).state = "NEEDS_REVIEW".to_owned();
+    let place = usize::try_from(n - 1).unwrap();
+    books.payments.payments[place].status = "NEEDS_REVIEW".to_owned();
+    let line = books.payments.transitions.iter_mut().rfind(|line| line.payment_order_id == order(n)).unwrap();
+    line.to_state = "NEEDS_REVIEW".to_owned();
+}
+
+#[test]
+fn a_contradiction_that_was_swallowed() {
+    reports(
+        |books| lie(books, PAID, true),
+        &[Reviewed],
+        "second_success under pi_other was received, and it is SUCCESSFUL",
+    );
+    // One that never arrived is nobody's fault.
+    let mut books = clean();
+    lie(&mut books, PAID, false);
+    assert!(examine(&books).clean());
+    let seen = |books: &mut Books| {
+        lie(books, PAID, true);
+        review(books, PAID);
+    };
+    let mut books = clean();
+    seen(&mut books);
+    assert!(examine(&books).clean(), "{}", examine(&books).describe(20));
+}
+
+#[test]
+fn a_contradiction_about_nobodys_order() {
+    let plant = |books: &mut Books| {
+        lie(books, PAID, true);
+        review(books, PAID);
+        lie(books, DECLINED, true);
+        books.contradictions[1].payment_order_id = None;
+    };
+    reports(plant, &[Consistent], "contradicted, and of no payment order");
+}
+
+#[test]
+fn a_review_without_a_cause() {
+    reports(|books| review(books, PAID), &[Reviewed], "before a person without a cause: pm_card_visa");
+    let exhausted = |books: &mut Books| {
+        review(books, PAID);
+        books.executor.results[0].error_code = Some("RESOLUTION_EXHAUSTED".to_owned());
+    };
+    // The PSP could have told.
+    reports(exhausted, &[Reviewed], "pm_card_visa, the PSP having been asked in vain");
+    let mut books = clean();
+    exhausted(&mut books);
+    books.sent[0].payment_method = "shopper-adyen_sim_error_after_charge".to_owned();
+    assert!(examine(&books).clean(), "{}", examine(&books).describe(20));
+}
+
+#[test]
+fn another_amount_than_asked_for_that_nobody_sees() {
+    let other = |books: &mut Books| books.sent[0].payment_method = "pm_sim_amount_mismatch".to_owned();
+    reports(other, &[Reviewed], "charged otherwise than asked for");
+    let mut books = clean();
+    other(&mut books);
+    review(&mut books, PAID);
+    assert!(examine(&books).clean(), "{}", examine(&books).describe(20));
+}
+
+#[test]
+fn a_payment_that_nothing_stood_in_the_way_of_and_that_was_never_charged() {
+    let plant = |books: &mut Books| books.sent[1].payment_method = "shopper-adyen_sim_success".to_owned();
+    reports(plant, &[Reviewed], "nothing stood in its way, and it was never charged: it is FAILED");
 }

@@ -12,8 +12,7 @@ use crate::clean_books::*;
 #[test]
 fn lost_a_payment_that_the_client_was_promised() {
     let told = Told::Accepted { payment_id: payment(9), payment_order_id: order(9) };
-    let sent =
-        Sent { merchant_reference: "order-9".into(), amount_minor: 1, currency: "EUR".into(), outcome: told };
+    let sent = Sent { merchant_reference: "order-9".into(), outcome: told, ..clean().sent[0].clone() };
     reports(|books| books.sent.push(sent), &[NothingLost], "the client was told that payment");
 }
 
@@ -52,6 +51,7 @@ fn lost_a_result_that_was_recorded_without_its_event() {
             event_id,
             psp_status,
             psp_reference: None,
+            error_code: None,
         });
     };
     reports(plant, &[NothingLost], "has no event");

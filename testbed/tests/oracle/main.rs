@@ -38,6 +38,7 @@ fn a_review_with_a_charge_is_seen_by_a_person_and_so_not_lost() {
     books.payments.orders[0].state = "NEEDS_REVIEW".to_owned();
     books.payments.payments[0].status = "NEEDS_REVIEW".to_owned();
     books.payments.transitions[1].to_state = "NEEDS_REVIEW".to_owned();
+    books.sent[0].payment_method = "pm_sim_amount_mismatch".to_owned();
     let verdict = examine(&books);
     assert!(verdict.clean(), "{}", verdict.describe(20));
     assert_eq!(verdict.figures.needs_review, 1);

@@ -1,0 +1,504 @@
+//! What PSPs tell by themselves: early, late, twice, out of order, contradicting, and about strangers.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use chassis::telemetry::TraceContext;
+use executor::{
+    metrics::Metrics,
+    psp::{Operation, Psps},
+    webhooks::Webhooks,
+};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use sha2::Sha256;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::setup::{Running, World, request};
+
+pub(crate) const STRIPE_SECRET: &str = "whsec_of_these_tests";
+pub(crate) const ADYEN_KEY: &str = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056";
+pub(crate) const ADYEN_USER: &str = "adyen:password";
+
+/// With the secrets of these tests; `more` comes last.
+pub(crate) fn with_secrets(more: &[&str]) -> Vec<String> {
+    let mut all = vec![
+        format!("--stripe-webhook-secrets={STRIPE_SECRET}"),
+        format!("--adyen-hmac-keys={ADYEN_KEY}"),
+        format!("--adyen-webhook-auth={ADYEN_USER}"),
+    ];
+    for one in more {
+        let name = one.split('=').next().unwrap();
+        all.retain(|argument| argument.split('=').next() != Some(name));
+        all.push((*one).to_owned());
+    }
+    all
+}
+
+/// The receiving side alone: nothing that it stores is worked off.
+pub(crate) async fn router(world: &World, more: &[&str]) -> Router {
+    let arguments = with_secrets(more);
+    let config = world.config(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    config.validate().unwrap();
+    let pool = PgPool::connect(&world.database.url("executor")).await.unwrap();
+    let metrics = Metrics::new(&prometheus::Registry::new(), &Psps::new([])).unwrap();
+    let (clock, wake) = (config.clock.clone(), Arc::new(Notify::new()));
+    Webhooks::new(&config.webhooks, clock, pool, metrics, wake).unwrap().router()
+}
+
+/// An executor with a port for webhooks, and where that is.
+pub(crate) fn start(world: &World, more: &[&str]) -> (Running, String) {
+    let address = format!("127.0.0.1:{}", testbed::stack::free_port().unwrap());
+    (start_at(world, &address, more), format!("http://{address}"))
+}
+
+/// An executor that receives webhooks here.
+pub(crate) fn start_at(world: &World, address: &str, more: &[&str]) -> Running {
+    let mut arguments = with_secrets(more);
+    arguments.push(format!("--webhooks-listen={address}"));
+    world.start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn hmac(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().to_vec()
+}
+
+/// Signed so many seconds from now.
+pub(crate) fn stripe_signature(secret: &str, seconds: i64, body: &[u8]) -> String {
+    let t = (OffsetDateTime::now_utc().unix_timestamp() + seconds).to_string();
+    format!("t={t},v1={}", hex::encode(hmac(secret.as_bytes(), &[t.as_bytes(), b".", body])))
+}
+
+pub(crate) fn stripe_event(
+    event: &str,
+    kind: &str,
+    status: &str,
+    id: Uuid,
+    intent: &str,
+    amount: i64,
+) -> Vec<u8> {
+    let error =
+        json!({"code": "card_declined", "decline_code": "lost_card", "message": "Your card was declined."});
+    let declined = kind == "payment_intent.payment_failed";
+    let received = if status == "succeeded" { amount } else { 0 };
+    let event = json!({"id": event, "object": "event", "livemode": false, "type": kind, "data": {"object": {
+        "object": "payment_intent", "id": intent, "status": status, "amount": amount, "amount_received": received,
+        "currency": "eur", "metadata": {"payment_order_id": id.to_string()},
+        "last_payment_error": if declined { error } else { Value::Null }}}});
+    event.to_string().into_bytes()
+}
+
+pub(crate) fn basic(user: &str) -> String {
+    format!("Basic {}", STANDARD.encode(user))
+}
+
+pub(crate) fn adyen_item(reference: &str, kind: &str, success: &str, id: Uuid, value: i64) -> Value {
+    let text = format!("{reference}::TestMerchant:{id}:{value}:EUR:{kind}:{success}");
+    let signature = STANDARD.encode(hmac(&hex::decode(ADYEN_KEY).unwrap(), &[text.as_bytes()]));
+    json!({"pspReference": reference, "merchantAccountCode": "TestMerchant", "merchantReference": id.to_string(),
+        "amount": {"value": value, "currency": "EUR"}, "eventCode": kind, "success": success,
+        "eventDate": "2026-11-25T08:00:00+01:00", "additionalData": {"hmacSignature": signature}})
+}
+
+pub(crate) fn adyen_request(items: &[Value]) -> Vec<u8> {
+    let items: Vec<Value> = items.iter().map(|item| json!({"NotificationRequestItem": item})).collect();
+    json!({"live": "false", "notificationItems": items}).to_string().into_bytes()
+}
+
+/// A sender of webhooks.
+pub(crate) struct Psp {
+    url: String,
+    http: reqwest::Client,
+}
+
+impl Psp {
+    /// Sends to an executor, once that is there.
+    pub(crate) async fn to(url: &str) -> Self {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        for _ in 0..3000 {
+            if http.get(url).send().await.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Self { url: url.to_owned(), http }
+    }
+
+    pub(crate) async fn stripe(&self, body: Vec<u8>) -> StatusCode {
+        let signature = stripe_signature(STRIPE_SECRET, 0, &body);
+        let request = self.http.post(format!("{}/webhooks/stripe", self.url));
+        request.header("stripe-signature", signature).body(body).send().await.unwrap().status()
+    }
+
+    pub(crate) async fn adyen(&self, items: &[Value]) -> StatusCode {
+        let request = self.http.post(format!("{}/webhooks/adyen", self.url));
+        let request = request.header("authorization", basic(ADYEN_USER));
+        request.body(adyen_request(items)).send().await.unwrap().status()
+    }
+}
+
+/// An order in this state, which nothing else than a webhook will look at for an hour; returns its trace, too.
+async fn order(world: &World, psp: &str, state: &str) -> (Uuid, TraceContext) {
+    let (id, trace) = (Uuid::new_v4(), TraceContext::new_trace());
+    sqlx::query(
+        "INSERT INTO executor.inbox (payment_order_id, psp, amount_minor, currency, payment_method, merchant_reference, expires_at,
+                                     traceparent, state, step, first_attempt_at, psp_status, due_at, rung)
+         VALUES ($1, $2, 1999, 'EUR', 'pm_card_visa', 'm', now() + interval '1 h', $3, $4,
+                 CASE WHEN $4 <> 'QUEUED' THEN 'CREATE' END, CASE WHEN $4 <> 'QUEUED' THEN now() END,
+                 CASE WHEN $4 <> 'QUEUED' THEN 'UNKNOWN' END, now() + interval '1 h', 3)",
+    )
+    .bind(id)
+    .bind(psp)
+    .bind(trace.traceparent())
+    .bind(state)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    (id, trace)
+}
+
+fn result(status: &str, code: Option<&str>, source: &str) -> (String, Option<String>, String) {
+    (status.to_owned(), code.map(str::to_owned), source.to_owned())
+}
+
+async fn outcomes(world: &World, id: Uuid) -> Vec<String> {
+    sqlx::query_scalar(
+        "SELECT coalesce(outcome, '') FROM executor.webhooks WHERE payment_order_id = $1 ORDER BY webhook_id",
+    )
+    .bind(id)
+    .fetch_all(&world.pool)
+    .await
+    .unwrap()
+}
+
+const WAITING: &str = "SELECT count(*) FROM executor.webhooks WHERE processed_at IS NULL";
+const DONE: &str = "SELECT count(*) FROM executor.webhooks WHERE processed_at IS NOT NULL";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_replays_at_once_have_one_effect() {
+    let world = World::new("replays").await;
+    let (running, url) = start(&world, &["--webhooks-concurrency=1024"]);
+    let psp = Psp::to(&url).await;
+    let (id, trace) = order(&world, "STRIPE", "RESOLVING").await;
+    let (adyens, _) = order(&world, "ADYEN", "RESOLVING").await;
+    let event = stripe_event("evt_1", "payment_intent.succeeded", "succeeded", id, "pi_1", 1999);
+    let all = futures::future::join_all((0..1000).map(|n| {
+        let (psp, event) = (&psp, event.clone());
+        async move {
+            if n % 2 == 0 {
+                psp.stripe(event).await
+            } else {
+                psp.adyen(&[adyen_item("PSP1", "AUTHORISATION", "true", adyens, 1999)]).await
+            }
+        }
+    }));
+    assert!(all.await.iter().all(|status| *status == StatusCode::OK));
+    for id in [id, adyens] {
+        world.wait_for_state(id, "SETTLED").await;
+        assert_eq!(world.results(id).await, [result("SUCCESSFUL", None, "WEBHOOK")]);
+        assert_eq!(world.events(id).await.len(), 1);
+        assert_eq!(outcomes(&world, id).await, ["RECORDED"]);
+    }
+    let events = world.events(id).await;
+    assert_eq!(TraceContext::parse(&events[0].2).unwrap().trace_id(), trace.trace_id(), "the trace goes on");
+    assert_eq!(events[0].1["pspReference"], "pi_1");
+    assert_eq!(world.ledger().await.len(), 0, "nobody was asked");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_late_is_evidence_and_what_contradicts_is_published() {
+    let world = World::new("late").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let id = world.request("pm_card_visa").await;
+    world.wait_for_state(id, "SETTLED").await;
+    let intent: String =
+        sqlx::query_scalar("SELECT psp_reference FROM executor.inbox").fetch_one(&world.pool).await.unwrap();
+    let tell = async |event: &str, kind: &str, status: &str, intent: &str| {
+        let before = world.count(DONE).await;
+        assert_eq!(psp.stripe(stripe_event(event, kind, status, id, intent, 1999)).await, StatusCode::OK);
+        world.wait_for_count(DONE, before + 1).await;
+    };
+    // Overtaken, and what is known.
+    tell("evt_1", "payment_intent.created", "requires_payment_method", &intent).await;
+    tell("evt_2", "payment_intent.succeeded", "succeeded", &intent).await;
+    tell("evt_3", "payment_intent.processing", "processing", &intent).await;
+    assert_eq!(world.results(id).await, [result("SUCCESSFUL", None, "REPLY")]);
+    // Contradictions: a failure of what was paid, and a second success.
+    tell("evt_4", "payment_intent.payment_failed", "requires_payment_method", &intent).await;
+    tell("evt_5", "payment_intent.canceled", "canceled", &intent).await;
+    tell("evt_6", "payment_intent.succeeded", "succeeded", "pi_another").await;
+    assert_eq!(outcomes(&world, id).await, ["KNOWN", "KNOWN", "KNOWN", "RECORDED", "KNOWN", "RECORDED"]);
+    let said: Vec<(String, String)> = world
+        .events(id)
+        .await
+        .into_iter()
+        .map(|(_, payload, _)| (payload["pspStatus"].to_string(), payload["pspReference"].to_string()))
+        .collect();
+    let quoted = |text: &str| format!("\"{text}\"");
+    assert_eq!(
+        said,
+        [
+            (quoted("SUCCESSFUL"), quoted(&intent)),
+            (quoted("FAILED"), quoted(&intent)),
+            (quoted("SUCCESSFUL"), quoted("pi_another"))
+        ]
+    );
+    assert_eq!(world.state(id).await.as_deref(), Some("SETTLED"));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_before_its_order_waits_for_it() {
+    let world = World::new("early").await;
+    let (running, url) = start(&world, &["--webhook-orphans-for=1500ms"]);
+    let psp = Psp::to(&url).await;
+    let unknown = Uuid::new_v4();
+    psp.stripe(stripe_event("evt_0", "payment_intent.succeeded", "succeeded", unknown, "pi_0", 1999)).await;
+    world.wait_for_count(WAITING, 1).await;
+    // Told before anything was begun, as after a database was put back.
+    let (id, _) = order(&world, "STRIPE", "QUEUED").await;
+    psp.stripe(stripe_event("evt_1", "payment_intent.succeeded", "succeeded", id, "pi_1", 1999)).await;
+    world.wait_for_state(id, "SETTLED").await;
+    assert_eq!(world.results(id).await, [result("SUCCESSFUL", None, "WEBHOOK")]);
+    assert_eq!(world.calls(id).await, [], "the first call is not made any more");
+    world.wait_for_count(WAITING, 0).await;
+    assert_eq!(outcomes(&world, unknown).await, ["UNKNOWN_ORDER"], "given up, counted, and still there");
+    let tries: i32 =
+        sqlx::query_scalar("SELECT tries FROM executor.webhooks WHERE outcome = 'UNKNOWN_ORDER'")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+    assert!(tries > 2, "{tries}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_turns_up_finds_the_event_that_waited() {
+    let world = World::new("turns_up").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let event = request("pm_card_visa");
+    let id = event.payment_order_id;
+    psp.stripe(stripe_event("evt_1", "payment_intent.canceled", "canceled", id, "pi_gone", 1999)).await;
+    world
+        .wait_for_count("SELECT count(*) FROM executor.webhooks WHERE tries >= 2 AND processed_at IS NULL", 1)
+        .await;
+    sqlx::query(
+        "INSERT INTO executor.inbox (payment_order_id, psp, amount_minor, currency, payment_method, merchant_reference, expires_at,
+                                     traceparent, due_at)
+         VALUES ($1, 'STRIPE', 1999, 'EUR', 'pm_card_visa', 'm', now() + interval '1 h', $2, now() + interval '1 h')",
+    )
+    .bind(id)
+    .bind(TraceContext::new_trace().traceparent())
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    world.wait_for_state(id, "SETTLED").await;
+    assert_eq!(world.results(id).await, [result("FAILED", Some("CANCELLED"), "WEBHOOK")]);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hint_has_the_psp_asked_at_once_and_uses_up_no_step() {
+    let world = World::new("hints").await;
+    let (running, url) = start(&world, &["--resolve-after=1h", "--resolve-then=1h,1h,1h,1h"]);
+    let psp = Psp::to(&url).await;
+    // Created and confirmed at the PSP by somebody who died; the next look is due in an hour.
+    let (paid, _) = order(&world, "STRIPE", "RESOLVING").await;
+    let intent = crate::doubt::pay(&world, paid).await;
+    psp.stripe(stripe_event("evt_1", "payment_intent.processing", "processing", paid, &intent, 1999)).await;
+    world.wait_for_state(paid, "SETTLED").await;
+    assert_eq!(world.results(paid).await, [result("SUCCESSFUL", None, "RESOLVER")]);
+    assert_eq!(world.calls(paid).await, [("GET".to_owned(), Some("SUCCEEDED".to_owned()))]);
+    assert_eq!(world.charges(paid).await, 1);
+    // A PSP that does not know it: hint after hint leads to look-ups, and not to the end of the ladder.
+    let (lost, _) = order(&world, "STRIPE", "RESOLVING").await;
+    for n in 0..5 {
+        let event = format!("evt_lost_{n}");
+        psp.stripe(stripe_event(&event, "payment_intent.processing", "processing", lost, "pi_lost", 1999))
+            .await;
+        let looks =
+            "SELECT count(*) FROM executor.psp_attempts WHERE operation = 'GET' AND status = 'FINISHED'";
+        world.wait_for_count(looks, 2 + n).await;
+        world.wait_for_count("SELECT count(*) FROM executor.inbox WHERE state = 'RESOLVING'", 1).await;
+    }
+    let rung = "SELECT rung::bigint FROM executor.inbox WHERE state = 'RESOLVING'";
+    assert_eq!(world.count(rung).await, 3, "as before the hints");
+    assert_eq!(world.results(lost).await, []);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_amount_calls_a_person() {
+    let world = World::new("webhook_amount").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let (stripes, _) = order(&world, "STRIPE", "RESOLVING").await;
+    let (adyens, _) = order(&world, "ADYEN", "RESOLVING").await;
+    psp.stripe(stripe_event("evt_1", "payment_intent.succeeded", "succeeded", stripes, "pi_1", 2000)).await;
+    psp.adyen(&[adyen_item("PSP1", "AUTHORISATION", "true", adyens, 1998)]).await;
+    for id in [stripes, adyens] {
+        world.wait_for_state(id, "REVIEW").await;
+        assert_eq!(world.results(id).await, [result("UNKNOWN", Some("AMOUNT_MISMATCH"), "WEBHOOK")]);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adyen_says_what_became_of_what_nobody_can_look_up() {
+    let world = World::new("adyen_webhooks").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let (paid, _) = order(&world, "ADYEN", "RESOLVING").await;
+    let (refused, _) = order(&world, "ADYEN", "RESOLVING").await;
+    let (strange, _) = order(&world, "STRIPE", "RESOLVING").await;
+    // Several in one request, and one that is not about our orders at all.
+    let items = [
+        adyen_item("PSP1", "AUTHORISATION", "true", paid, 1999),
+        adyen_item("PSP2", "AUTHORISATION", "false", refused, 1999),
+        adyen_item("PSP3", "AUTHORISATION", "true", strange, 1999),
+        adyen_item("PSP4", "REPORT_AVAILABLE", "true", paid, 0),
+    ];
+    assert_eq!(psp.adyen(&items).await, StatusCode::OK);
+    world.wait_for_state(paid, "SETTLED").await;
+    world.wait_for_state(refused, "SETTLED").await;
+    assert_eq!(world.results(paid).await, [result("SUCCESSFUL", None, "WEBHOOK")]);
+    assert_eq!(world.results(refused).await, [result("FAILED", Some("refused"), "WEBHOOK")]);
+    world.wait_for_count(WAITING, 0).await;
+    assert_eq!(outcomes(&world, strange).await, ["UNRELATED"]);
+    assert_eq!(outcomes(&world, paid).await, ["RECORDED", "IGNORED"]);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_processes_share_the_work_and_each_event_counts_once() {
+    let world = World::new("share").await;
+    let (first, url) = start(&world, &[]);
+    let (second, other) = start(&world, &[]);
+    let (one, two) = (Psp::to(&url).await, Psp::to(&other).await);
+    let mut orders = vec![];
+    for _ in 0..100 {
+        orders.push(order(&world, "STRIPE", "RESOLVING").await.0);
+    }
+    let all = futures::future::join_all(orders.iter().enumerate().map(|(n, id)| {
+        let psp = if n % 2 == 0 { &one } else { &two };
+        let event = |kind: &str, status: &str| {
+            stripe_event(&format!("evt_{n}_{kind}"), kind, status, *id, "pi_1", 1999)
+        };
+        // In the wrong order, and twice.
+        let (late, early) = (
+            event("payment_intent.succeeded", "succeeded"),
+            event("payment_intent.processing", "processing"),
+        );
+        async move {
+            psp.stripe(late.clone()).await;
+            psp.stripe(early).await;
+            psp.stripe(late).await
+        }
+    }));
+    assert!(all.await.iter().all(|status| *status == StatusCode::OK));
+    world.wait_for_count(DONE, 200).await;
+    world.wait_for_count("SELECT count(*) FROM executor.inbox WHERE state = 'SETTLED'", 100).await;
+    assert_eq!(
+        world.count("SELECT count(*) FROM executor.psp_results WHERE psp_status = 'SUCCESSFUL'").await,
+        100
+    );
+    assert_eq!(world.count("SELECT count(*) FROM executor.psp_results").await, 100);
+    assert_eq!(world.count("SELECT count(*) FROM outbox.events").await, 100);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_is_tried_again_and_holds_nobody_up() {
+    let world = World::new("webhook_refused").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let (poison, _) = order(&world, "STRIPE", "RESOLVING").await;
+    let (fine, _) = order(&world, "STRIPE", "RESOLVING").await;
+    sqlx::query(
+        "CREATE FUNCTION executor.poison() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN IF NEW.psp_reference = 'pi_poison' THEN RAISE EXCEPTION 'poison'; END IF; RETURN NEW; END $$",
+    )
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    sqlx::query("CREATE TRIGGER poison BEFORE INSERT ON executor.psp_results FOR EACH ROW EXECUTE FUNCTION executor.poison()")
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    psp.stripe(stripe_event("evt_1", "payment_intent.succeeded", "succeeded", poison, "pi_poison", 1999))
+        .await;
+    psp.stripe(stripe_event("evt_2", "payment_intent.succeeded", "succeeded", fine, "pi_2", 1999)).await;
+    world.wait_for_state(fine, "SETTLED").await;
+    world
+        .wait_for_count(
+            "SELECT count(*) FROM executor.webhooks WHERE failures >= 1 AND processed_at IS NULL",
+            1,
+        )
+        .await;
+    assert_eq!(world.results(poison).await, []);
+    sqlx::query("DROP TRIGGER poison ON executor.psp_results").execute(&world.pool).await.unwrap();
+    world.wait_for_state(poison, "SETTLED").await;
+    assert_eq!(world.results(poison).await, [result("SUCCESSFUL", None, "WEBHOOK")]);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_worked_off_is_deleted_after_a_while_and_nothing_else() {
+    let world = World::new("webhook_retention").await;
+    sqlx::query(
+        "INSERT INTO executor.webhooks (psp, dedup_key, event_type, body, body_masked, received_at, due_at, processed_at, outcome)
+         SELECT 'STRIPE', 'evt_' || n, 'x', '', false, now() - interval '90 days', now() + interval '1 h',
+                CASE WHEN n > 5 THEN now() - CASE WHEN n > 10 THEN interval '46 days' ELSE interval '44 days' END END,
+                CASE WHEN n > 5 THEN 'IGNORED' END
+         FROM generate_series(1, 2510) AS n",
+    )
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    let service = PgPool::connect(&world.database.url("executor")).await.unwrap();
+    let before = OffsetDateTime::now_utc() - Duration::from_hours(24 * 45);
+    let mut deleted = vec![];
+    for _ in 0..4 {
+        deleted.push(executor::store::webhooks::delete_old(&service, before).await.unwrap());
+    }
+    assert_eq!(deleted, [1000, 1000, 500, 0], "in pieces");
+    assert_eq!(
+        world.count("SELECT count(*) FROM executor.webhooks").await,
+        10,
+        "what waits, and what is young"
+    );
+    assert_eq!(executor::store::webhooks::waiting(&service).await.unwrap().0, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_of_a_call_under_way_comes_first_unless_money_moved() {
+    let world = World::new("under_way").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let hold = async |operation: Operation| {
+        let event = request("pm_card_visa");
+        crate::doubt::claimed(&world, &event, operation, Some("pi_1"), "5 s").await;
+        event.payment_order_id
+    };
+    let (closed, paid) = (hold(Operation::Cancel).await, hold(Operation::Confirm).await);
+    psp.stripe(stripe_event("evt_1", "payment_intent.canceled", "canceled", closed, "pi_1", 1999)).await;
+    psp.stripe(stripe_event("evt_2", "payment_intent.succeeded", "succeeded", paid, "pi_1", 1999)).await;
+    world.wait_for_state(paid, "SETTLED").await;
+    assert_eq!(world.results(closed).await, [], "the call is about to say why");
+    assert_eq!(outcomes(&world, closed).await, [""]);
+    // Nobody answers: then the webhook does.
+    world.wait_for_state(closed, "SETTLED").await;
+    assert_eq!(world.results(closed).await, [result("FAILED", Some("CANCELLED"), "WEBHOOK")]);
+    running.stop().await;
+}
