@@ -94,7 +94,9 @@ pub async fn server_identity(connection: &mut PgConnection) -> Result<ServerIden
     let row = sqlx::query(
         "SELECT (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
                 (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database_oid,
-                (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
+                -- The control file has the timeline of the last checkpoint: after a promotion, for a while, the one before.
+                CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+                     ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer END AS timeline,
                 pg_is_in_recovery() AS in_recovery",
     )
     .fetch_one(connection)

@@ -15,7 +15,7 @@ use crate::{
     publish::{Publisher, topic_limits},
     recover::{From, Position, Tail, read_tail},
     save::Saver,
-    store::{self, Progress, SavedCursor, Signature, guards, orders},
+    store::{self, PartitionOffsets, Progress, SavedCursor, Signature, guards, orders},
     term::Stop,
     window::Cursor,
 };
@@ -23,15 +23,20 @@ use crate::{
 /// Event ids that are looked up at once.
 const LOOKED_UP_AT_ONCE: usize = 5_000;
 
-/// Everything that a session of a term begins with.
-pub(crate) struct TakenOver {
-    pub(crate) reader: PgConnection,
+/// A session of a term whose leader before can save nothing any more.
+pub(crate) struct Fenced {
     pub(crate) attendant: PgConnection,
     pub(crate) saver: Saver,
-    pub(crate) publisher: Publisher,
     pub(crate) cursor: Cursor,
-    pub(crate) found: HashMap<Uuid, Position>,
     pub(crate) held: std::collections::HashSet<String>,
+    /// Offsets saved with the cursor; None if nothing was ever saved.
+    before: Option<PartitionOffsets>,
+}
+
+/// What the brokers have told: publication can begin.
+pub(crate) struct CaughtUp {
+    pub(crate) publisher: Publisher,
+    pub(crate) found: HashMap<Uuid, Position>,
 }
 
 /// This relay refuses to run until an operator has looked.
@@ -39,12 +44,8 @@ pub(crate) struct TakenOver {
 #[error("{0}")]
 pub(crate) struct Halted(String);
 
-/// Takes over. None if asked to stop meanwhile.
-pub(crate) async fn take_over(
-    relay: &Arc<Relay>,
-    lock: &LeaderLock,
-    stop: &Stop,
-) -> anyhow::Result<Option<TakenOver>> {
+/// Looks whether this is its server, and fences the leader before. Also returns the session to read through.
+pub(crate) async fn fence(relay: &Arc<Relay>, lock: &LeaderLock) -> anyhow::Result<(Fenced, PgConnection)> {
     let name = &relay.config.name;
     let url = &relay.config.postgres.database_url;
     // Opened before the first snapshot is taken, and never replaced: if the server crashes, all of them break, and with them goes
@@ -70,14 +71,26 @@ pub(crate) async fn take_over(
         Signature { relay: name.clone(), leader: relay.identity.clone(), token: lock.token, server };
     lock.proof().ensure_proven()?;
     let held = orders::held_keys(&mut saving, name).await?;
-    let mut saver =
-        Saver::new(Arc::clone(relay), saving, signature.clone(), seq, before.clone().unwrap_or_default());
+    let mut saver = Saver::new(Arc::clone(relay), saving, signature, seq, before.clone().unwrap_or_default());
     // The fence: from here on every save of the leader before is refused. A last save of it, still running when its lock went, can
     // take the number first. That is no fence against us: the type of the error is dropped, and the next term reads the cursor again.
     saver.save(&Progress::at(cursor.clone())).await.map_err(|error| anyhow::anyhow!("{error:#}"))?;
 
+    Ok((Fenced { attendant, saver, cursor, held, before }, reader))
+}
+
+/// Learns what the leader before had published without coming to save it. None if asked to stop meanwhile.
+pub(crate) async fn catch_up(
+    relay: &Arc<Relay>,
+    lock: &LeaderLock,
+    stop: &Stop,
+    fenced: &mut Fenced,
+) -> anyhow::Result<Option<CaughtUp>> {
+    let name = &relay.config.name;
+    let Fenced { attendant, saver, cursor, before, .. } = fenced;
     let first_ever = before.is_none();
-    let Some((tail, limits)) = with_brokers(relay, before.map_or(From::End, From::Saved), stop).await? else {
+    let from = before.take().map_or(From::End, From::Saved);
+    let Some((tail, limits)) = with_brokers(relay, from, stop).await? else {
         return Ok(None);
     };
     say(name, &tail);
@@ -90,7 +103,7 @@ pub(crate) async fn take_over(
         saver.save(&Progress::at(cursor.clone())).await?;
     }
     let mut found = tail.found.clone();
-    for ghost in ghosts(&mut attendant, name, &tail).await? {
+    for ghost in ghosts(attendant, name, &tail).await? {
         found.remove(&ghost);
     }
     let partitions = tail.ends.iter().map(|(topic, ends)| Ok((topic.clone(), u32::try_from(ends.len())?)));
@@ -98,7 +111,7 @@ pub(crate) async fn take_over(
     let RunConfig { kafka, in_flight_max_kib, source, .. } = &relay.config;
     let publisher = Publisher::new(kafka, *in_flight_max_kib, source, limits, partitions)?;
     lock.proof().ensure_proven()?;
-    Ok(Some(TakenOver { reader, attendant, saver, publisher, cursor, found, held }))
+    Ok(Some(CaughtUp { publisher, found }))
 }
 
 /// The cursor's snapshots mean nothing on another server: its transaction ids may be behind them, and rows would be skipped. The flag

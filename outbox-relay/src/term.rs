@@ -17,7 +17,7 @@ use crate::{
     orders, publish, read,
     save::Batches,
     store,
-    takeover::{self, Halted, TakenOver},
+    takeover::{self, CaughtUp, Fenced, Halted},
 };
 
 /// Pages that are read ahead of the producer.
@@ -89,16 +89,25 @@ pub(crate) async fn lead(
 
 /// From a takeover until something ends it.
 async fn session(relay: &Arc<Relay>, lock: &LeaderLock, stop: &Stop) -> Result<u64, TermEnded> {
-    let taken_over = match takeover::take_over(relay, lock, stop).await {
-        Ok(Some(taken_over)) => taken_over,
-        Ok(None) => return Ok(0),
-        Err(error) => return Err(TermEnded { reason: blame(&error, "database"), error, published: 0 }),
-    };
-    let TakenOver { reader, attendant, mut saver, publisher, cursor, found, held } = taken_over;
+    let failed = |error: anyhow::Error| TermEnded { reason: blame(&error, "database"), error, published: 0 };
+    let (mut fenced, reader) = takeover::fence(relay, lock).await.map_err(failed)?;
     let (pages_in, pages) = mpsc::channel(PAGES_AHEAD);
+    // The first pages are read while the brokers are asked.
+    let reading = read::read(Arc::clone(relay), reader, fenced.cursor.clone(), pages_in, stop.clone());
+    let reading = tokio::spawn(reading);
+    let reading = async { reading.await.map_err(anyhow::Error::from).and_then(|result| result) };
+    let caught_up = match takeover::catch_up(relay, lock, stop, &mut fenced).await {
+        Ok(Some(caught_up)) => caught_up,
+        ended => {
+            stop.abandon.cancel();
+            reading.await.and(ended.map(drop)).map_err(failed)?;
+            return Ok(0);
+        }
+    };
+    let (Fenced { attendant, mut saver, cursor, held, .. }, CaughtUp { publisher, found }) =
+        (fenced, caught_up);
     let (orders_in, orders) = mpsc::channel(1);
     let (batches_in, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
-    let reading = tokio::spawn(read::read(Arc::clone(relay), reader, cursor.clone(), pages_in, stop.clone()));
     let attending = tokio::spawn(orders::attend(Arc::clone(relay), attendant, orders_in, stop.clone()));
     let dispatcher = Dispatcher {
         relay: Arc::clone(relay),
@@ -121,7 +130,7 @@ async fn session(relay: &Arc<Relay>, lock: &LeaderLock, stop: &Stop) -> Result<u
     if saved.is_err() {
         stop.abandon.cancel();
     }
-    let read = reading.await.map_err(anyhow::Error::from).and_then(|result| result);
+    let read = reading.await;
     let dispatched = dispatching.await.map_err(anyhow::Error::from);
     let attended = attending.await.map_err(anyhow::Error::from).and_then(|result| result);
     let dispatched = match dispatched {
