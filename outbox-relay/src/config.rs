@@ -61,6 +61,9 @@ pub struct RunConfig {
     /// Most rows read at once.
     #[arg(long, env = "PAGE_ROWS", default_value_t = 5_000, value_parser = clap::value_parser!(i64).range(1..=100_000))]
     pub page_rows: i64,
+    /// Most bytes of payloads read at once, in KiB. A single larger event is read all the same.
+    #[arg(long, env = "PAGE_MAX_KIB", default_value_t = 8_192, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub page_max_kib: u32,
     /// Most bytes of records that wait in the producer for the brokers' acknowledgement, in KiB.
     #[arg(long, env = "IN_FLIGHT_MAX_KIB", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     pub in_flight_max_kib: u32,

@@ -1,7 +1,7 @@
 //! From pages to the producer: each row is sent, skipped because it lies on the topic already, parked because it cannot be
 //! published, or held because an earlier event of its key is not published.
 //!
-//! Encoding goes on while the brokers acknowledge; a full producer queue is back-pressure on the reading.
+//! Brokers acknowledge meanwhile; a full producer queue is back-pressure on the reading.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
-use chassis::backoff::Backoff;
+use chassis::{backoff::Backoff, telemetry::TraceContext};
 use schema::{
     registry::RegistryError,
     wire::{begin_frame, value_subject},
@@ -23,23 +22,28 @@ use crate::{
     encode::EncodeError,
     leadership::ProofOfLock,
     orders::Order,
-    publish::{Batch, Entry, Publisher},
+    publish::{Batch, Delivery, Entry, Kind, Publisher, Told},
     read::Page,
+    records::{Record, Records},
     recover::Position,
-    store::{
-        OutboxRow,
-        orders::{CarriedOut, Parking},
-    },
+    store::orders::{CarriedOut, Parking},
     term::Stop,
     window::Cursor,
 };
+
+/// A batch of at most so many events is written to the log event by event, a larger one only if DEBUG is wanted: draining a backlog is
+/// not to be bound by logging.
+const LOGGED_ONE_BY_ONE_MAX: usize = 200;
+
+/// A page of at least so many rows is sent partition by partition.
+const SENT_BY_PARTITION_MIN: usize = 500;
 
 /// The stage between reading and saving, in one session of a term.
 pub(crate) struct Dispatcher {
     pub(crate) relay: Arc<Relay>,
     pub(crate) publisher: Publisher,
     pub(crate) proof: ProofOfLock,
-    pub(crate) batches: mpsc::Sender<Arc<Batch>>,
+    pub(crate) batches: mpsc::Sender<Batch>,
     pub(crate) stop: Stop,
     /// Events that were found on the topics after the saved cursor: not published again.
     pub(crate) found: HashMap<Uuid, Position>,
@@ -49,6 +53,10 @@ pub(crate) struct Dispatcher {
     pub(crate) cursor: Cursor,
     pub(crate) saved: watch::Receiver<u64>,
     pub(crate) handed_on: u64,
+    /// By event type.
+    pub(crate) kinds: HashMap<&'static str, Arc<Kind>>,
+    /// The record that is being sent; kept for its memory.
+    pub(crate) framed: Vec<u8>,
 }
 
 /// Why dispatching stopped before its end.
@@ -66,14 +74,16 @@ impl<E: Into<anyhow::Error>> From<E> for Halt {
     }
 }
 
-/// Records of one batch, encoded one after the other.
-#[derive(Default)]
-struct Encoded {
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
+/// A batch on its way: what was sent of it so far.
+struct Outgoing {
+    delivery: Arc<Delivery>,
     entries: Vec<Entry>,
     found: usize,
     parked: Vec<Parking>,
+    /// The event type of the row before: most pages are of one.
+    kind: Option<Arc<Kind>>,
+    /// The log tells of each event.
+    told: bool,
 }
 
 impl Dispatcher {
@@ -102,87 +112,106 @@ impl Dispatcher {
     }
 
     async fn page(&mut self, page: Page) -> Result<(), Halt> {
-        let rows = page.rows.decode().context("a row could not be decoded")?;
-        let schema_ids = self.schema_ids(&rows).await?;
-        let passed = rows.first().zip(rows.last()).map(|(first, last)| (first.id, last.id));
-        let mut encoded = Encoded::default();
-        for row in rows {
-            if self.held.contains(&row.aggregate_id) {
-                encoded.parked.push(parking(row, None));
-            } else if self.found.remove(&row.event_id).is_some() {
-                encoded.found += 1;
-            } else if let Err((row, reason)) = self.encode(row, &schema_ids, &mut encoded) {
-                self.held.insert(row.aggregate_id.clone());
+        let mut outgoing = self.begin(page.records.len());
+        for record in self.in_order(&page.records) {
+            if self.held.contains(record.aggregate_id) {
+                outgoing.parked.push(parking(&record, None));
+            } else if !self.found.is_empty() && self.found.remove(&record.event_id).is_some() {
+                outgoing.found += 1;
+            } else if let Err(reason) = self.publish(&record, &mut outgoing).await? {
+                self.held.insert(record.aggregate_id.to_owned());
                 tracing::error!(
-                    event_id = %row.event_id, aggregate_id = row.aggregate_id, outbox_id = row.id, event_type = row.event_type, reason,
+                    event_id = %record.event_id, aggregate_id = record.aggregate_id, outbox_id = record.id,
+                    event_type = record.event_type, reason,
                     "event parked: it cannot be published, and its key is held until it is redriven or discarded"
                 );
-                encoded.parked.push(parking(*row, Some(reason)));
+                outgoing.parked.push(parking(&record, Some(reason)));
             }
         }
         self.cursor = page.cursor;
-        self.hand_on(encoded, passed, None).await
+        self.hand_on(outgoing, page.records.id_range(), None).await
     }
 
-    /// Encodes a row behind the others; gives it back with the reason if that cannot be done.
-    fn encode(
-        &self,
-        mut row: OutboxRow,
-        schema_ids: &HashMap<&'static str, u32>,
-        encoded: &mut Encoded,
-    ) -> Result<(), (Box<OutboxRow>, String)> {
-        let Some((schema_id, event)) =
-            schema_ids.get(row.event_type.as_str()).zip(self.relay.catalogue.events.get(&row.event_type))
-        else {
-            let reason = EncodeError::UnknownEventType(row.event_type.clone()).to_string();
-            return Err((Box::new(row), reason));
-        };
-        let start = encoded.bytes.len();
-        begin_frame(*schema_id, &mut encoded.bytes);
-        let payload = std::mem::take(&mut row.payload);
-        let reason = match self.relay.encoder.encode(&row.event_type, &payload, &mut encoded.bytes) {
-            Ok(()) => encoded
-                .bytes
-                .get(start..)
-                .and_then(|record| self.publisher.too_large(&event.topic, &row, record)),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(reason) = reason {
-            encoded.bytes.truncate(start);
-            return Err((Box::new(row), reason));
+    /// The order in which a page is sent: as it is, or, if it is large, partition by partition. The producer makes a request per
+    /// partition of what comes within a millisecond, and so makes few large ones; a key's events are of one partition, where they stay
+    /// in order.
+    fn in_order<'a>(&self, records: &'a Records) -> Vec<Record<'a>> {
+        if records.len() < SENT_BY_PARTITION_MIN {
+            return records.iter().collect();
         }
-        encoded.ends.push(encoded.bytes.len());
-        encoded.entries.push(Entry { row, topic: &event.topic });
-        Ok(())
+        // Of a page with several topics, those with another number of partitions are sent in more and smaller requests.
+        let event_type = records.iter().next().map_or("", |record| record.event_type);
+        let topic = self.relay.catalogue.events.get(event_type).map(|event| &event.topic);
+        let partitions = topic.map_or(1, |topic| self.publisher.partitions(topic));
+        records.grouped_by(|record| partition(record.aggregate_id.as_bytes(), partitions))
     }
 
-    /// Sends a batch and hands it on to be saved.
+    fn begin(&self, rows: usize) -> Outgoing {
+        Outgoing {
+            delivery: self.publisher.begin(),
+            entries: Vec::with_capacity(rows),
+            found: 0,
+            parked: Vec::new(),
+            kind: None,
+            told: rows <= LOGGED_ONE_BY_ONE_MAX || tracing::enabled!(tracing::Level::DEBUG),
+        }
+    }
+
+    /// Hands a record to the producer, behind the others; or says why that cannot be done, and nothing was sent.
+    async fn publish(
+        &mut self,
+        record: &Record<'_>,
+        outgoing: &mut Outgoing,
+    ) -> Result<Result<(), String>, Halt> {
+        let body = match record.body {
+            Ok(body) => body,
+            Err(reason) => return Ok(Err(reason.to_owned())),
+        };
+        let kind = match outgoing.kind.take() {
+            Some(kind) if kind.event_type == record.event_type => kind,
+            _ => match self.kind(record.event_type).await? {
+                Some(kind) => kind,
+                None => {
+                    return Ok(Err(EncodeError::UnknownEventType(record.event_type.to_owned()).to_string()));
+                }
+            },
+        };
+        let kind = &*outgoing.kind.insert(kind);
+        self.framed.clear();
+        begin_frame(kind.schema_id, &mut self.framed);
+        self.framed.extend_from_slice(body);
+        if let Some(reason) = self.publisher.too_large(kind, record, &self.framed) {
+            return Ok(Err(reason));
+        }
+        let place = outgoing.entries.len();
+        while !self.publisher.send(&outgoing.delivery, place, kind, record, &self.framed, &self.proof)? {
+            if self.stop.abandon.is_cancelled() {
+                return Err(Halt::Stopped);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let Record { id, event_id, created_at, .. } = *record;
+        let told = outgoing.told.then(|| Box::new(told(record)));
+        outgoing.entries.push(Entry { id, event_id, created_at, topic: kind.topic, told });
+        Ok(Ok(()))
+    }
+
+    /// Hands a batch on to be saved: all that is to be sent of it was.
     async fn hand_on(
         &mut self,
-        encoded: Encoded,
+        outgoing: Outgoing,
         passed: Option<(i64, i64)>,
         carried_out: Option<CarriedOut>,
     ) -> Result<(), Halt> {
-        let mut batch = Batch::new(self.cursor.clone(), encoded.entries);
-        (batch.passed, batch.found, batch.parked, batch.carried_out) =
-            (passed, encoded.found, encoded.parked, carried_out);
-        self.relay.metrics.skipped.inc_by(u64::try_from(encoded.found)?);
-        let batch = Arc::new(batch);
-        let mut start = 0;
-        for (place, end) in encoded.ends.iter().enumerate() {
-            let record = encoded.bytes.get(start..*end).context("a record lies outside of its buffer")?;
-            while !self.publisher.send(&batch, place, record, &self.proof)? {
-                if self.stop.abandon.is_cancelled() {
-                    return Err(Halt::Stopped);
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            start = *end;
-        }
-        if !encoded.ends.is_empty() {
+        let Outgoing { delivery, entries, found, parked, .. } = outgoing;
+        self.publisher.sent(&delivery, entries.len());
+        if !entries.is_empty() {
             crate::failpoint("R3");
         }
+        self.relay.metrics.skipped.inc_by(u64::try_from(found)?);
         self.handed_on += 1;
+        let cursor = self.cursor.clone();
+        let batch = Batch { cursor, entries, passed, found, parked, carried_out, delivery };
         self.batches.send(batch).await.map_err(|_| Halt::Stopped)
     }
 
@@ -198,30 +227,13 @@ impl Dispatcher {
     /// One slice of an operator's command.
     async fn carry_out(&mut self, order: Order) -> Result<(), Halt> {
         match order {
-            Order::Replay { rows, mut done } => {
-                let schema_ids = self.schema_ids(&rows).await?;
-                let (mut encoded, mut unpublishable) = (Encoded::default(), 0);
-                for row in rows {
-                    if self.encode(row, &schema_ids, &mut encoded).is_err() {
-                        unpublishable += 1;
-                    }
-                }
-                done.published = i64::try_from(encoded.entries.len())?;
-                if unpublishable > 0 {
-                    tracing::error!(
-                        command = done.command,
-                        unpublishable,
-                        "events of a replay cannot be published any more"
-                    );
-                }
-                self.hand_on(encoded, None, Some(done)).await
-            }
+            Order::Replay { records, done } => self.replay(&records, done).await,
             // Everything passed so far has to be in the table before the table is asked.
             Order::Redrive { mut slice, answer } => {
                 self.all_saved().await?;
-                let rows = slice.rows().await?;
-                let mut done = slice.begin(&rows);
-                self.redrive(rows, &mut done).await?;
+                let records = slice.records(&self.relay.encoder).await?;
+                let done = slice.begin(&records);
+                self.redrive(&records, done).await?;
                 let keys = std::mem::take(&mut slice.keys);
                 self.all_saved().await?;
                 // Nothing is parked while this waits, so that a key cannot be opened behind a row's back.
@@ -234,76 +246,113 @@ impl Dispatcher {
         }
     }
 
-    async fn redrive(&mut self, rows: Vec<OutboxRow>, done: &mut CarriedOut) -> Result<(), Halt> {
-        let schema_ids = self.schema_ids(&rows).await?;
-        let (mut encoded, mut refused) = (Encoded::default(), HashSet::new());
-        for row in rows {
-            let (id, key) = (row.id, row.aggregate_id.clone());
-            if refused.contains(&key) {
+    async fn replay(&mut self, records: &Records, mut done: CarriedOut) -> Result<(), Halt> {
+        let mut outgoing = self.begin(records.len());
+        for record in records.iter() {
+            if let Err(reason) = self.publish(&record, &mut outgoing).await? {
+                tracing::error!(
+                    command = done.command, event_id = %record.event_id, outbox_id = record.id, reason,
+                    "an event of a replay cannot be published any more"
+                );
+            }
+        }
+        done.published = i64::try_from(outgoing.entries.len())?;
+        self.hand_on(outgoing, None, Some(done)).await
+    }
+
+    async fn redrive(&mut self, records: &Records, mut done: CarriedOut) -> Result<(), Halt> {
+        let mut outgoing = self.begin(records.len());
+        let mut refused = HashSet::new();
+        for record in records.iter() {
+            if refused.contains(record.aggregate_id) {
                 continue;
             }
-            if self.found.remove(&row.event_id).is_some() {
-                encoded.found += 1;
-                done.released.push(id);
+            if self.found.remove(&record.event_id).is_some() {
+                outgoing.found += 1;
+                done.released.push(record.id);
                 continue;
             }
-            match self.encode(row, &schema_ids, &mut encoded) {
-                Ok(()) => done.released.push(id),
-                Err((row, reason)) => {
-                    refused.insert(key);
-                    done.refused.push((row.id, reason));
+            match self.publish(&record, &mut outgoing).await? {
+                Ok(()) => done.released.push(record.id),
+                Err(reason) => {
+                    refused.insert(record.aggregate_id);
+                    done.refused.push((record.id, reason));
                 }
             }
         }
         done.published = i64::try_from(done.released.len())?;
-        self.hand_on(encoded, None, Some(done.clone())).await
+        self.hand_on(outgoing, None, Some(done)).await
     }
 
-    /// The schema ids of these rows' types. A registry that is away, or not set up, is waited for: that is never a row's fault.
-    async fn schema_ids(&self, rows: &[OutboxRow]) -> Result<HashMap<&'static str, u32>, Halt> {
-        let mut known = self.relay.schema_ids.lock().await;
+    /// What records of this type have in common; None if the catalogue does not have it. A registry that is away, or not set up, is
+    /// waited for: that is never a row's fault.
+    async fn kind(&mut self, event_type: &str) -> Result<Option<Arc<Kind>>, Halt> {
+        if let Some(kind) = self.kinds.get(event_type) {
+            return Ok(Some(Arc::clone(kind)));
+        }
+        let Some((event_type, event)) = self.relay.catalogue.events.get_key_value(event_type) else {
+            return Ok(None);
+        };
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let mut seen = "";
-        for row in rows {
-            // Most pages are of one type.
-            if row.event_type == seen || known.contains_key(row.event_type.as_str()) {
-                seen = &row.event_type;
-                continue;
-            }
-            let Some((event_type, event)) = self.relay.catalogue.events.get_key_value(&row.event_type) else {
-                continue;
-            };
-            loop {
-                let subject = value_subject(&event.topic);
-                match self.relay.registry.id_of(&subject, &event.schema_text).await {
-                    Ok(id) => {
-                        known.insert(event_type, id);
-                        break;
-                    }
-                    Err(error) => {
-                        let hint = match error {
-                            RegistryError::NotFound(_) => {
-                                "`outbox-relay setup` registers the schemas of the catalogue"
-                            }
-                            RegistryError::Unavailable(_) | RegistryError::Refused(_) => {
-                                "publication waits for the registry"
-                            }
-                        };
-                        tracing::warn!(event_type, subject, %error, hint, "no schema id yet");
-                        self.relay.metrics.failures.with_label_values(&["registry"]).inc();
-                        tokio::select! {
-                            () = tokio::time::sleep(backoff.next_delay()) => {}
-                            () = self.stop.abandon.cancelled() => return Err(Halt::Stopped),
-                        }
-                    }
+        let subject = value_subject(&event.topic);
+        loop {
+            let error = match self.schema_id(event_type, &subject, &event.schema_text).await {
+                Ok(schema_id) => {
+                    let kind = Arc::new(self.publisher.kind(event_type, &event.topic, schema_id));
+                    self.kinds.insert(event_type, Arc::clone(&kind));
+                    return Ok(Some(kind));
                 }
+                Err(error) => error,
+            };
+            let hint = match error {
+                RegistryError::NotFound(_) => "`outbox-relay setup` registers the schemas of the catalogue",
+                RegistryError::Unavailable(_) | RegistryError::Refused(_) => {
+                    "publication waits for the registry"
+                }
+            };
+            tracing::warn!(event_type, subject, %error, hint, "no schema id yet");
+            self.relay.metrics.failures.with_label_values(&["registry"]).inc();
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = self.stop.abandon.cancelled() => return Err(Halt::Stopped),
             }
         }
-        Ok(known.clone())
+    }
+
+    /// The registry is asked once in the life of the process: ids do not change.
+    async fn schema_id(
+        &self,
+        event_type: &'static str,
+        subject: &str,
+        text: &str,
+    ) -> Result<u32, RegistryError> {
+        let mut known = self.relay.schema_ids.lock().await;
+        if let Some(id) = known.get(event_type) {
+            return Ok(*id);
+        }
+        let id = self.relay.registry.id_of(subject, text).await?;
+        known.insert(event_type, id);
+        Ok(id)
     }
 }
 
-fn parking(row: OutboxRow, reason: Option<String>) -> Parking {
-    let OutboxRow { id, event_id, event_type, aggregate_id, slot, .. } = row;
-    Parking { id, event_id, event_type, aggregate_id, slot, reason }
+/// Where the producer puts a key, as Java clients do.
+fn partition(key: &[u8], partitions: u32) -> u32 {
+    (murmur2::murmur2(key, murmur2::KAFKA_SEED) & 0x7fff_ffff) % partitions.max(1)
+}
+
+fn told(record: &Record<'_>) -> Told {
+    let trace = record.traceparent.and_then(TraceContext::parse);
+    Told { aggregate_id: record.aggregate_id.to_owned(), trace_id: trace.map(|trace| trace.trace_id()) }
+}
+
+fn parking(record: &Record<'_>, reason: Option<String>) -> Parking {
+    Parking {
+        id: record.id,
+        event_id: record.event_id,
+        event_type: record.event_type.to_owned(),
+        aggregate_id: record.aggregate_id.to_owned(),
+        slot: record.slot,
+        reason,
+    }
 }

@@ -5,7 +5,7 @@
 //!                                                                                ▼
 //!  takeover ── guards, fence, tail of the topics ── what is there is skipped ──┐
 //!                                                                              ▼
-//!  outbox.events ── read: window, pages ──▶ dispatch: JSON -> Avro -> producer ──▶ Kafka
+//!  outbox.events ── read: window, pages ──▶ records: JSON -> Avro ──▶ dispatch: producer ──▶ Kafka
 //!                        ▲                     ▲     │ batches, in order            │ delivery reports
 //!                        │ cursor              │     │ unpublishable: parked        ▼
 //!  outbox.batches ◀──────┴─────────────────────┼── save: every batch delivered, then one INSERT
@@ -33,6 +33,7 @@ pub mod metrics;
 mod orders;
 pub mod publish;
 mod read;
+pub mod records;
 pub mod recover;
 mod retention;
 mod save;

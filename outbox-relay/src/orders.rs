@@ -11,6 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Relay,
+    encode::Encoder,
+    records::Records,
     store::{
         OutboxRow,
         orders::{self, CarriedOut, Command, CommandKind, Selection},
@@ -26,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// What the dispatcher is asked to do.
 pub(crate) enum Order {
     /// Publish these again.
-    Replay { rows: Vec<OutboxRow>, done: CarriedOut },
+    Replay { records: Records, done: CarriedOut },
     /// Publish the next parked events of the command.
     Redrive { slice: Box<ParkedSlice>, answer: oneshot::Sender<Box<ParkedSlice>> },
 }
@@ -42,18 +44,21 @@ pub(crate) struct ParkedSlice {
 }
 
 impl ParkedSlice {
-    pub(crate) async fn rows(&mut self) -> Result<Vec<OutboxRow>, sqlx::Error> {
+    pub(crate) async fn records(&mut self, encoder: &Encoder) -> Result<Records, sqlx::Error> {
         let Self { connection, relay, command, selection, .. } = self;
-        orders::parked_rows(connection, relay, command, selection, SLICE_ROWS).await
+        let mut records = Records::default();
+        let take = |row: &OutboxRow<'_>| records.push(row, encoder);
+        orders::parked_rows(connection, relay, command, selection, SLICE_ROWS, take).await?;
+        Ok(records)
     }
 
-    /// What is to be noted of these rows, before it is known how each fares.
-    pub(crate) fn begin(&mut self, rows: &[OutboxRow]) -> CarriedOut {
-        self.last = i64::try_from(rows.len()).is_ok_and(|rows| rows < SLICE_ROWS);
-        self.keys = rows.iter().map(|row| row.aggregate_id.clone()).collect();
+    /// What is to be noted of these records, before it is known how each fares.
+    pub(crate) fn begin(&mut self, records: &Records) -> CarriedOut {
+        self.last = i64::try_from(records.len()).is_ok_and(|rows| rows < SLICE_ROWS);
+        self.keys = records.iter().map(|record| record.aggregate_id.to_owned()).collect();
         self.keys.sort_unstable();
         self.keys.dedup();
-        self.command.after_id = rows.last().map_or(self.command.after_id, |row| row.id);
+        self.command.after_id = records.id_range().map_or(self.command.after_id, |(_, last)| last);
         nothing_done(&self.command)
     }
 
@@ -133,20 +138,22 @@ async fn replay(
         Err(reason) => return refuse(connection, &command, &reason).await.map(Some),
     };
     loop {
-        let rows = orders::published_rows(
+        let mut records = Records::default();
+        orders::published_rows(
             &mut connection,
             &relay.config.name,
             command.after_id,
             &selection,
             SLICE_ROWS,
+            |row| records.push(row, &relay.encoder),
         )
         .await
         .context("rows to be replayed could not be read")?;
-        let last = i64::try_from(rows.len())? < SLICE_ROWS;
-        command.after_id = rows.last().map_or(command.after_id, |row| row.id);
+        let last = i64::try_from(records.len())? < SLICE_ROWS;
+        command.after_id = records.id_range().map_or(command.after_id, |(_, last)| last);
         let mut done = nothing_done(&command);
         done.result = last.then(|| "done".to_owned());
-        if to_dispatcher.send(Order::Replay { rows, done }).await.is_err() {
+        if to_dispatcher.send(Order::Replay { records, done }).await.is_err() {
             return Ok(None);
         }
         if last {

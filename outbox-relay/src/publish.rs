@@ -5,15 +5,12 @@
 //! publication goes on from the saved cursor, in order.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use chassis::config::KafkaConfig;
 use rdkafka::{
     ClientConfig, ClientContext, Message as _,
@@ -25,15 +22,14 @@ use rdkafka::{
     types::RDKafkaErrorCode,
 };
 use schema::wire::{self, header};
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::{
     leadership::ProofOfLock,
-    store::{
-        OutboxRow,
-        orders::{CarriedOut, Parking},
-    },
+    records::Record,
+    store::orders::{CarriedOut, Parking},
     window::Cursor,
 };
 
@@ -43,10 +39,12 @@ const REQUEST_MAX_BYTES: usize = 16 * 1024 * 1024;
 const TOPIC_MAX_BYTES_DEFAULT: usize = 1_048_588;
 /// A record's share of its batch beyond key, value and headers; generous.
 const RECORD_OVERHEAD_BYTES: usize = 200;
+/// Longer than any RFC 3339 time to the nanosecond.
+const TIME_BYTES_MAX: usize = 64;
 /// Names and lengths of the headers.
 const HEADERS_BYTES: usize = 250;
 
-/// Rows that are published and saved together.
+/// Rows that are passed together: published or parked, and saved.
 #[derive(Debug)]
 pub struct Batch {
     /// The place after this batch.
@@ -61,93 +59,167 @@ pub struct Batch {
     pub parked: Vec<Parking>,
     /// What this batch does of an operator's command.
     pub carried_out: Option<CarriedOut>,
-    unreported: AtomicUsize,
-    failed: AtomicBool,
+    /// What the brokers say of its records.
+    pub delivery: Arc<Delivery>,
+}
+
+/// What is remembered of a row while its record is on the way.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its place in the outbox.
+    pub id: i64,
+    /// `ce_id`.
+    pub event_id: Uuid,
+    /// When it was appended.
+    pub created_at: OffsetDateTime,
+    /// Topic that it goes to.
+    pub topic: &'static str,
+    /// What the log tells of it alone, if it tells of single events.
+    pub told: Option<Box<Told>>,
+}
+
+/// What the log says of an event beside its ids.
+#[derive(Debug)]
+pub struct Told {
+    /// Its key.
+    pub aggregate_id: String,
+    /// The trace that it belongs to.
+    pub trace_id: Option<String>,
+}
+
+/// The records of one batch on their way to the brokers, and what these report of them.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Distinguishes the deliveries of one producer.
+    number: usize,
     reports: Mutex<Reports>,
     changed: Notify,
 }
 
-/// What is remembered of a row while its record is on the way; its payload is not.
-#[derive(Debug)]
-pub struct Entry {
-    /// The row.
-    pub row: OutboxRow,
-    /// Topic that it goes to.
-    pub topic: &'static str,
-}
-
 #[derive(Debug, Default)]
 struct Reports {
+    /// Records handed to the producer, once these are all.
+    expected: Option<usize>,
+    reported: usize,
     /// Partition and offset of each record, by its place in the batch.
     positions: Vec<(i32, i64)>,
     failure: Option<String>,
 }
 
-impl Batch {
-    /// A batch of which nothing is reported yet.
-    pub fn new(cursor: Cursor, entries: Vec<Entry>) -> Self {
-        let count = entries.len();
-        Self {
-            cursor,
-            entries,
-            passed: None,
-            found: 0,
-            parked: Vec::new(),
-            carried_out: None,
-            unreported: AtomicUsize::new(count),
-            failed: AtomicBool::new(false),
-            reports: Mutex::new(Reports { positions: vec![(-1, -1); count], failure: None }),
-            changed: Notify::new(),
-        }
+impl Delivery {
+    fn new(number: usize) -> Self {
+        Self { number, reports: Mutex::default(), changed: Notify::new() }
     }
 
-    /// True if every record is reported delivered.
-    pub fn is_delivered(&self) -> bool {
-        self.unreported.load(Ordering::Acquire) == 0 && !self.failed.load(Ordering::Acquire)
+    fn reports(&self) -> MutexGuard<'_, Reports> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that so many records were sent, and that these were all; true if all of them are reported.
+    fn sent(&self, records: usize) -> bool {
+        let mut reports = self.reports();
+        reports.expected = Some(records);
+        let all = reports.reported == records;
+        drop(reports);
+        self.changed.notify_one();
+        all
     }
 
     /// Waits until every record is reported delivered; fails at the first that could not be.
     pub async fn delivered(&self) -> Result<(), DeliveryFailed> {
         loop {
             let changed = self.changed.notified();
-            if self.failed.load(Ordering::Acquire) {
-                let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-                let reason = reports.failure.clone().unwrap_or_else(|| "no reason given".to_owned());
-                return Err(DeliveryFailed(reason));
-            }
-            if self.is_delivered() {
-                return Ok(());
+            {
+                let reports = self.reports();
+                if let Some(reason) = &reports.failure {
+                    return Err(DeliveryFailed(reason.clone()));
+                }
+                if reports.expected == Some(reports.reported) {
+                    return Ok(());
+                }
             }
             changed.await;
         }
     }
 
-    /// Partition and offset of each record, by its place in the batch. Meaningful once all are delivered.
-    pub fn positions(&self) -> Vec<(i32, i64)> {
-        std::mem::take(&mut self.reports.lock().unwrap_or_else(PoisonError::into_inner).positions)
+    /// Partition and offset of each record, by its place in the batch. Meaningful once all are delivered, and asked for once.
+    pub fn take_positions(&self) -> Vec<(i32, i64)> {
+        std::mem::take(&mut self.reports().positions)
     }
 
-    fn report(&self, place: usize, result: Result<(i32, i64), String>) {
-        {
-            let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-            match result {
-                Ok(position) => {
-                    if let Some(known) = reports.positions.get_mut(place) {
-                        *known = position;
-                    }
+    /// Notes a report; true if it was the last one.
+    fn report(&self, place: usize, result: Result<(i32, i64), String>) -> bool {
+        let mut reports = self.reports();
+        match result {
+            Ok(position) => {
+                if reports.positions.len() <= place {
+                    reports.positions.resize(place + 1, (-1, -1));
                 }
-                Err(reason) => {
-                    reports.failure.get_or_insert(reason);
-                    self.failed.store(true, Ordering::Release);
-                }
+                reports.positions[place] = position;
+            }
+            Err(reason) => {
+                reports.failure.get_or_insert(reason);
             }
         }
-        let last = self.unreported.fetch_sub(1, Ordering::AcqRel) == 1;
+        reports.reported += 1;
+        let last = reports.expected == Some(reports.reported);
+        let news = last || reports.failure.is_some();
+        drop(reports);
         if !last {
             crate::failpoint("R4");
         }
-        if last || self.failed.load(Ordering::Acquire) {
+        if news {
             self.changed.notify_one();
+        }
+        last
+    }
+}
+
+/// The deliveries that reports still come for. A record carries the number of its delivery and its place therein through the producer,
+/// in one word: a pointer of its own would have to be allocated on one thread and freed on another for every record.
+#[derive(Debug, Default)]
+struct InFlight(Mutex<Deliveries>);
+
+#[derive(Debug, Default)]
+struct Deliveries {
+    /// The number of the first of `open`.
+    first: usize,
+    /// In the order of their numbers; None once every record of it is reported.
+    open: VecDeque<Option<Arc<Delivery>>>,
+}
+
+/// Records of one delivery: pages and slices are smaller.
+const PLACES: usize = 1 << 20;
+
+impl InFlight {
+    fn deliveries(&self) -> MutexGuard<'_, Deliveries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> Arc<Delivery> {
+        let mut deliveries = self.deliveries();
+        let number = deliveries.first + deliveries.open.len();
+        let delivery = Arc::new(Delivery::new(number));
+        deliveries.open.push_back(Some(Arc::clone(&delivery)));
+        delivery
+    }
+
+    fn of(&self, number: usize) -> Option<Arc<Delivery>> {
+        let deliveries = self.deliveries();
+        let place = number.checked_sub(deliveries.first)?;
+        deliveries.open.get(place).cloned().flatten()
+    }
+
+    /// No more reports come for it.
+    fn end(&self, number: usize) {
+        let mut deliveries = self.deliveries();
+        let place = number.checked_sub(deliveries.first);
+        if let Some(open) = place.and_then(|place| deliveries.open.get_mut(place)) {
+            *open = None;
+        }
+        while matches!(deliveries.open.front(), Some(None)) {
+            deliveries.open.pop_front();
+            deliveries.first += 1;
         }
     }
 }
@@ -159,7 +231,7 @@ pub struct DeliveryFailed(String);
 
 /// Receives delivery reports on librdkafka's thread and counts them where they belong.
 #[derive(Debug)]
-pub struct DeliveryReports;
+struct DeliveryReports(Arc<InFlight>);
 
 impl ClientContext for DeliveryReports {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -168,17 +240,18 @@ impl ClientContext for DeliveryReports {
 }
 
 impl ProducerContext for DeliveryReports {
-    type DeliveryOpaque = Box<(Arc<Batch>, usize)>;
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: Self::DeliveryOpaque) {
-        let (batch, place) = *opaque;
-        batch.report(
-            place,
-            match result {
-                Ok(message) => Ok((message.partition(), message.offset())),
-                Err((error, _)) => Err(error.to_string()),
-            },
-        );
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let (number, place) = (opaque / PLACES, opaque % PLACES);
+        let Some(delivery) = self.0.of(number) else { return };
+        let result = match result {
+            Ok(message) => Ok((message.partition(), message.offset())),
+            Err((error, _)) => Err(error.to_string()),
+        };
+        if delivery.report(place, result) {
+            self.0.end(number);
+        }
     }
 }
 
@@ -222,11 +295,28 @@ pub fn producer_settings(
     client
 }
 
+/// What every record of one event type has in common.
+#[derive(Debug)]
+pub struct Kind {
+    /// Type of the event.
+    pub event_type: &'static str,
+    /// Topic that it goes to.
+    pub topic: &'static str,
+    /// Id of the schema in the registry.
+    pub schema_id: u32,
+    /// The largest record that the topic takes, in bytes.
+    limit: usize,
+    /// Headers that do not differ between events.
+    headers: OwnedHeaders,
+}
+
 /// An idempotent producer whose queue is bounded in bytes.
 pub struct Publisher {
     producer: Arc<ThreadedProducer<DeliveryReports>>,
+    in_flight: Arc<InFlight>,
     source: String,
     limits: BTreeMap<String, usize>,
+    partitions: BTreeMap<String, u32>,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -242,75 +332,84 @@ impl Publisher {
         in_flight_max_kib: u32,
         source: &str,
         limits: BTreeMap<String, usize>,
+        partitions: BTreeMap<String, u32>,
     ) -> anyhow::Result<Self> {
         let smallest = limits.values().copied().min().unwrap_or(TOPIC_MAX_BYTES_DEFAULT);
         let client = producer_settings(kafka, in_flight_max_kib, smallest);
+        let in_flight = Arc::new(InFlight::default());
         let producer = chassis::kafka::finish(client, kafka)
-            .create_with_context(DeliveryReports)
+            .create_with_context(DeliveryReports(Arc::clone(&in_flight)))
             .context("Kafka producer")?;
-        Ok(Self { producer: Arc::new(producer), source: source.to_owned(), limits })
+        Ok(Self { producer: Arc::new(producer), in_flight, source: source.to_owned(), limits, partitions })
     }
 
-    /// Why a topic would not take a record of this size, if it would not.
-    pub fn too_large(&self, topic: &str, row: &OutboxRow, record: &[u8]) -> Option<String> {
-        let trace =
-            row.traceparent.as_ref().map_or(0, String::len) + row.tracestate.as_ref().map_or(0, String::len);
-        let size = record.len()
-            + row.aggregate_id.len()
-            + row.event_type.len()
+    /// How many partitions a topic had when this producer was made. Good for grouping, not for more: topics grow.
+    pub fn partitions(&self, topic: &str) -> u32 {
+        self.partitions.get(topic).copied().unwrap_or(1)
+    }
+
+    /// What the records of an event type have in common.
+    pub fn kind(&self, event_type: &'static str, topic: &'static str, schema_id: u32) -> Kind {
+        let limit = self.limits.get(topic).copied().unwrap_or(TOPIC_MAX_BYTES_DEFAULT).min(REQUEST_MAX_BYTES);
+        let headers = [
+            (header::CE_SPECVERSION, "1.0"),
+            (header::CE_TYPE, event_type),
+            (header::CE_SOURCE, &self.source),
+            (header::CONTENT_TYPE, wire::CONTENT_TYPE),
+        ];
+        let headers = headers.into_iter().fold(OwnedHeaders::new_with_capacity(8), with_header);
+        Kind { event_type, topic, schema_id, limit, headers }
+    }
+
+    /// Why the topic would not take a record of this size, if it would not.
+    pub fn too_large(&self, kind: &Kind, record: &Record<'_>, framed: &[u8]) -> Option<String> {
+        let Kind { event_type, topic, limit, .. } = kind;
+        let trace = record.traceparent.map_or(0, str::len) + record.tracestate.map_or(0, str::len);
+        let size = framed.len()
+            + record.aggregate_id.len()
+            + event_type.len()
             + self.source.len()
             + trace
             + HEADERS_BYTES
             + RECORD_OVERHEAD_BYTES;
-        let limit = self.limits.get(topic).copied().unwrap_or(TOPIC_MAX_BYTES_DEFAULT).min(REQUEST_MAX_BYTES);
-        (size > limit)
+        (size > *limit)
             .then(|| format!("the record has {size} bytes with its headers, and topic {topic} takes {limit}"))
+    }
+
+    /// Begins the delivery of a batch.
+    pub fn begin(&self) -> Arc<Delivery> {
+        self.in_flight.begin()
+    }
+
+    /// Says that so many records of a batch were sent, and that these were all.
+    pub fn sent(&self, delivery: &Delivery, records: usize) {
+        if delivery.sent(records) {
+            self.in_flight.end(delivery.number);
+        }
     }
 
     /// Hands one record to the producer, if the leader lock is proven to be held. False if its queue is full: wait, and hand it over
     /// again.
     pub fn send(
         &self,
-        batch: &Arc<Batch>,
+        delivery: &Delivery,
         place: usize,
-        record: &[u8],
+        kind: &Kind,
+        record: &Record<'_>,
+        framed: &[u8],
         proof: &ProofOfLock,
     ) -> anyhow::Result<bool> {
         proof.ensure_proven()?;
-        let Some(Entry { row, topic }) = batch.entries.get(place) else {
-            bail!("a batch of {} has no place {place}", batch.entries.len())
-        };
-        let outgoing = BaseRecord::with_opaque_to(topic, Box::new((Arc::clone(batch), place)))
-            .key(row.aggregate_id.as_str())
-            .payload(record)
-            .headers(self.headers(row)?);
+        ensure!(place < PLACES, "a batch of more than {PLACES} records");
+        let outgoing = BaseRecord::with_opaque_to(kind.topic, delivery.number * PLACES + place)
+            .key(record.aggregate_id)
+            .payload(framed)
+            .headers(headers(kind, record)?);
         match self.producer.send(outgoing) {
             Ok(()) => Ok(true),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(false),
             Err((error, _)) => Err(DeliveryFailed(format!("the producer refused it: {error}")).into()),
         }
-    }
-
-    fn headers(&self, row: &OutboxRow) -> anyhow::Result<OwnedHeaders> {
-        let (mut id, time) = ([0; uuid::fmt::Hyphenated::LENGTH], row.created_at.format(&Rfc3339)?);
-        let id: &str = row.event_id.hyphenated().encode_lower(&mut id);
-        let mut headers = OwnedHeaders::new_with_capacity(8);
-        for (key, value) in [
-            (header::CE_SPECVERSION, "1.0"),
-            (header::CE_ID, id),
-            (header::CE_TYPE, &row.event_type),
-            (header::CE_SOURCE, &self.source),
-            (header::CE_TIME, &time),
-            (header::CONTENT_TYPE, wire::CONTENT_TYPE),
-        ] {
-            headers = headers.insert(Header { key, value: Some(value) });
-        }
-        for (key, value) in [(header::TRACEPARENT, &row.traceparent), (header::TRACESTATE, &row.tracestate)] {
-            if let Some(value) = value {
-                headers = headers.insert(Header { key, value: Some(value) });
-            }
-        }
-        Ok(headers)
     }
 
     /// Throws away what is still queued, and ends the producer off the async threads: that can take half a second.
@@ -324,4 +423,24 @@ impl Publisher {
             tracing::error!("ending the producer panicked");
         }
     }
+}
+
+fn headers(kind: &Kind, record: &Record<'_>) -> anyhow::Result<OwnedHeaders> {
+    let (mut id, mut time) = ([0; uuid::fmt::Hyphenated::LENGTH], [0; TIME_BYTES_MAX]);
+    let id: &str = record.event_id.hyphenated().encode_lower(&mut id);
+    let mut unwritten = &mut time[..];
+    record.created_at.format_into(&mut unwritten, &Rfc3339)?;
+    let written = TIME_BYTES_MAX - unwritten.len();
+    let time = std::str::from_utf8(&time[..written])?;
+    let own = [
+        Some((header::CE_ID, id)),
+        Some((header::CE_TIME, time)),
+        record.traceparent.map(|trace| (header::TRACEPARENT, trace)),
+        record.tracestate.map(|state| (header::TRACESTATE, state)),
+    ];
+    Ok(own.into_iter().flatten().fold(kind.headers.clone(), with_header))
+}
+
+fn with_header(headers: OwnedHeaders, (key, value): (&str, &str)) -> OwnedHeaders {
+    headers.insert(Header { key, value: Some(value) })
 }

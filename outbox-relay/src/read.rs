@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     Relay,
-    store::{self, UndecodedPage},
+    records::Records,
+    store::{self, OutboxRow},
     term::Stop,
     window::Cursor,
 };
@@ -19,11 +20,10 @@ use crate::{
 /// After the last event the outbox is polled fast for so long.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
-/// Rows, and the place after them.
+/// Records, and the place after them.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// Decoded by the next stage, while this one waits for the next page.
-    pub(crate) rows: UndecodedPage,
+    pub(crate) records: Records,
     pub(crate) cursor: Cursor,
 }
 
@@ -35,6 +35,9 @@ pub(crate) async fn read(
     pages: mpsc::Sender<Page>,
     stop: Stop,
 ) -> anyhow::Result<()> {
+    let page_rows = usize::try_from(relay.config.page_rows)?;
+    let bytes_max = usize::try_from(relay.config.page_max_kib)? * 1024;
+    let mut rows_max = page_rows;
     let mut last_event = Instant::now();
     let reading = async {
         while !stop.finish.is_cancelled() {
@@ -54,17 +57,21 @@ pub(crate) async fn read(
                     continue;
                 }
             }
-            let limit = relay.config.page_rows;
-            let rows = store::undecoded_page(&mut connection, &cursor, limit)
+            let mut records = Records::default();
+            let take = |row: &OutboxRow<'_>| records.push(row, &relay.encoder);
+            let end = store::page(&mut connection, &cursor, rows_max, bytes_max, take)
                 .await
                 .context("a page could not be read")?;
-            cursor = cursor.after_page(rows.len(), rows.last_id()?, usize::try_from(limit)?);
-            if rows.is_empty() {
+            cursor = cursor.after_page(end.last_id, end.more);
+            // After a page of large events the next one asks for fewer, so that little is read in vain.
+            let cut = end.more && end.rows < rows_max;
+            rows_max = if cut { end.rows } else { page_rows.min(rows_max.saturating_mul(2)) };
+            if records.is_empty() {
                 continue;
             }
             crate::failpoint("R2");
             last_event = Instant::now();
-            if pages.send(Page { rows, cursor: cursor.clone() }).await.is_err() {
+            if pages.send(Page { records, cursor: cursor.clone() }).await.is_err() {
                 break;
             }
         }

@@ -11,13 +11,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     Relay,
-    publish::{Batch, Entry},
+    publish::{Batch, Entry, Told},
     store::{self, OffsetRanges, PartitionOffsets, Progress, Signature},
     term::Stop,
 };
-
-/// A batch of at most so many events is written to the log event by event at INFO, a larger one at DEBUG.
-const LOGGED_ONE_BY_ONE_MAX: usize = 200;
 
 /// What saves progress in one session of a term.
 pub(crate) struct Saver {
@@ -35,22 +32,22 @@ pub(crate) struct Saver {
 
 /// Batches in the order of the outbox; the head has left the queue and waits for its acknowledgement.
 pub(crate) struct Batches {
-    queue: mpsc::Receiver<Arc<Batch>>,
-    head: Option<Arc<Batch>>,
+    queue: mpsc::Receiver<Batch>,
+    head: Option<Batch>,
 }
 
 impl Batches {
-    pub(crate) fn new(queue: mpsc::Receiver<Arc<Batch>>) -> Self {
+    pub(crate) fn new(queue: mpsc::Receiver<Batch>) -> Self {
         Self { queue, head: None }
     }
 
     /// The next batch, in order, once all of it is delivered. Cancel-safe: an undelivered batch stays here.
-    async fn next_delivered(&mut self) -> anyhow::Result<Option<Arc<Batch>>> {
+    async fn next_delivered(&mut self) -> anyhow::Result<Option<Batch>> {
         if self.head.is_none() {
             self.head = self.queue.recv().await;
         }
         if let Some(batch) = &self.head {
-            batch.delivered().await?;
+            batch.delivery.delivered().await?;
         }
         Ok(self.head.take())
     }
@@ -180,16 +177,15 @@ impl Saver {
 
     /// Notes where the records of a delivered batch lie, for the cursor, the metrics and the log.
     fn acknowledged(&mut self, batch: &Batch) -> Vec<Landed> {
-        let positions = batch.positions();
-        let one_by_one = batch.entries.len() <= LOGGED_ONE_BY_ONE_MAX;
-        let logged = one_by_one || tracing::enabled!(tracing::Level::DEBUG);
+        let positions = batch.delivery.take_positions();
+        let told = batch.entries.first().is_some_and(|entry| entry.told.is_some());
         let now = OffsetDateTime::now_utc();
         let mut landed = Vec::<Landed>::new();
         for (entry, (partition, offset)) in batch.entries.iter().zip(positions) {
-            let waited = (now - entry.row.created_at).as_seconds_f64().max(0.0);
+            let waited = (now - entry.created_at).as_seconds_f64().max(0.0);
             self.relay.metrics.publish_duration.observe(waited);
-            if logged {
-                log(entry, partition, offset, one_by_one);
+            if let Some(told) = &entry.told {
+                log(entry, told, partition, offset);
             }
             match landed
                 .iter_mut()
@@ -221,7 +217,7 @@ impl Saver {
             self.relay.metrics.batch_size.observe(size);
         }
         self.published += u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
-        if !one_by_one {
+        if !told && !batch.entries.is_empty() {
             tracing::info!(
                 events = batch.entries.len(),
                 last_id = batch.passed.map(|(_, last)| last),
@@ -249,15 +245,8 @@ fn merge(ranges: &mut OffsetRanges, landed: Vec<Landed>) {
     }
 }
 
-fn log(entry: &Entry, partition: i32, offset: i64, one_by_one: bool) {
-    let Entry { row, topic } = entry;
-    let trace = row.traceparent.as_deref().and_then(chassis::telemetry::TraceContext::parse);
-    let trace_id = trace.map(|trace| trace.trace_id());
-    let (trace_id, event_id, aggregate_id, outbox_id) =
-        (trace_id.as_deref(), row.event_id, &row.aggregate_id, row.id);
-    if one_by_one {
-        tracing::info!(trace_id, %event_id, aggregate_id, outbox_id, topic, partition, offset, "event published");
-    } else {
-        tracing::debug!(trace_id, %event_id, aggregate_id, outbox_id, topic, partition, offset, "event published");
-    }
+fn log(entry: &Entry, told: &Told, partition: i32, offset: i64) {
+    let (Entry { id, event_id, topic, .. }, Told { aggregate_id, trace_id }) = (entry, told);
+    let trace_id = trace_id.as_deref();
+    tracing::info!(trace_id, %event_id, aggregate_id, outbox_id = id, topic, partition, offset, "event published");
 }

@@ -10,33 +10,70 @@ pub mod upkeep;
 
 use std::collections::BTreeMap;
 
+use futures::TryStreamExt as _;
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::window::{Cursor, Snapshot};
 
-/// A row of the outbox.
-#[derive(Clone, Debug)]
-pub struct OutboxRow {
+/// A row of the outbox, where it lies in what the server has sent: nothing of it is copied.
+#[derive(Clone, Copy, Debug)]
+pub struct OutboxRow<'a> {
     /// Publication order.
     pub id: i64,
     /// `ce_id`.
     pub event_id: Uuid,
     /// Type, looked up in the catalogue.
-    pub event_type: String,
+    pub event_type: &'a str,
     /// Kafka key.
-    pub aggregate_id: String,
+    pub aggregate_id: &'a str,
     /// The event as JSON text.
-    pub payload: String,
+    pub payload: &'a str,
     /// W3C trace context as stored.
-    pub traceparent: Option<String>,
+    pub traceparent: Option<&'a str>,
     /// W3C trace state as stored.
-    pub tracestate: Option<String>,
+    pub tracestate: Option<&'a str>,
     /// When it was appended.
     pub created_at: OffsetDateTime,
     /// Leaf of the ring that it lies in.
     pub slot: i16,
+}
+
+/// The columns of an [`OutboxRow`], in their order. The payload is asked for as it is: a cast to text on the server costs as much as
+/// everything else of the row together.
+macro_rules! outbox_row_columns {
+    () => {
+        "e.id, e.event_id, e.event_type, e.aggregate_id, e.payload, e.traceparent, e.tracestate, e.created_at, e.slot"
+    };
+}
+pub(crate) use outbox_row_columns;
+
+/// Unchecked: the statements that this is for name the columns and their types, and looking them up again for every value costs as
+/// much as decoding it.
+fn outbox_row(row: &PgRow) -> Result<OutboxRow<'_>, sqlx::Error> {
+    Ok(OutboxRow {
+        id: row.try_get_unchecked(0)?,
+        event_id: row.try_get_unchecked(1)?,
+        event_type: row.try_get_unchecked(2)?,
+        aggregate_id: row.try_get_unchecked(3)?,
+        payload: payload(row)?,
+        traceparent: row.try_get_unchecked(5)?,
+        tracestate: row.try_get_unchecked(6)?,
+        created_at: row.try_get_unchecked(7)?,
+        slot: row.try_get_unchecked(8)?,
+    })
+}
+
+/// `jsonb` on the wire is a byte for the version of its form, 1, and then its text.
+fn payload(row: &PgRow) -> Result<&str, sqlx::Error> {
+    let value = row.try_get_raw(4)?;
+    let text = match value.as_bytes() {
+        Ok([1, text @ ..]) => std::str::from_utf8(text).map_err(Into::into),
+        Ok(_) => Err("jsonb in a form that is not known".into()),
+        Err(error) => Err(error),
+    };
+    text.map_err(|source| sqlx::Error::ColumnDecode { index: "payload".to_owned(), source })
 }
 
 /// Which server and database this is: snapshots of one mean nothing on another.
@@ -205,7 +242,19 @@ pub async fn open_window(connection: &mut PgConnection, from: &Snapshot) -> anyh
     })
 }
 
-/// The next rows of a window, in id order.
+/// How far a page came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PageEnd {
+    /// Rows of it.
+    pub rows: usize,
+    /// The id of the last one.
+    pub last_id: Option<i64>,
+    /// There may be more behind it.
+    pub more: bool,
+}
+
+/// Gives `take` the next rows of a window, in id order: at most `rows_max`, and payloads of at most `bytes_max`, unless a single one is
+/// larger.
 ///
 /// Below the floor: per late transaction along the index (xid, id). From the floor on: along the primary key; the test against
 /// `window_from` is no condition that an index could serve, on purpose: with `xid >= ...` a planner with old statistics sorts the whole
@@ -213,91 +262,54 @@ pub async fn open_window(connection: &mut PgConnection, from: &Snapshot) -> anyh
 pub async fn page(
     connection: &mut PgConnection,
     cursor: &Cursor,
-    limit: i64,
-) -> Result<Vec<OutboxRow>, sqlx::Error> {
-    undecoded_page(connection, cursor, limit).await?.decode()
-}
-
-/// A page as it came from the server: the next one can be asked for before this one is decoded.
-pub struct UndecodedPage(Vec<PgRow>);
-
-impl std::fmt::Debug for UndecodedPage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("UndecodedPage").field(&self.0.len()).finish()
-    }
-}
-
-impl UndecodedPage {
-    /// How many rows it has.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// True if it has none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The id of its last row, the highest.
-    pub fn last_id(&self) -> Result<Option<i64>, sqlx::Error> {
-        self.0.last().map(|row| row.try_get(0)).transpose()
-    }
-
-    /// The rows.
-    pub fn decode(&self) -> Result<Vec<OutboxRow>, sqlx::Error> {
-        self.0.iter().map(outbox_row).collect()
-    }
-}
-
-/// As [`page`], undecoded.
-pub async fn undecoded_page(
-    connection: &mut PgConnection,
-    cursor: &Cursor,
-    limit: i64,
-) -> Result<UndecodedPage, sqlx::Error> {
-    let rows = sqlx::query(
+    rows_max: usize,
+    bytes_max: usize,
+    mut take: impl FnMut(&OutboxRow<'_>),
+) -> Result<PageEnd, sqlx::Error> {
+    let query = sqlx::query(concat!(
         "(SELECT late.*
           FROM pg_snapshot_xip($1::pg_snapshot) AS running(xid)
           CROSS JOIN LATERAL (
-              SELECT id, event_id, event_type, aggregate_id, payload::text, traceparent, tracestate, created_at, slot
+              SELECT ",
+        outbox_row_columns!(),
+        "
               FROM outbox.events e
               WHERE e.xid = running.xid AND e.id > $4 AND e.id < coalesce($3, 9223372036854775807)
                 AND pg_visible_in_snapshot(e.xid, $2::pg_snapshot)
               ORDER BY e.id LIMIT $5
           ) AS late)
          UNION ALL
-         (SELECT id, event_id, event_type, aggregate_id, payload::text, traceparent, tracestate, created_at, slot
-          FROM outbox.events
-          WHERE id > $4 AND id >= $3
-            AND NOT pg_visible_in_snapshot(xid, $1::pg_snapshot)
-            AND pg_visible_in_snapshot(xid, $2::pg_snapshot)
-          ORDER BY id LIMIT $5)
+         (SELECT ",
+        outbox_row_columns!(),
+        "
+          FROM outbox.events e
+          WHERE e.id > $4 AND e.id >= $3
+            AND NOT pg_visible_in_snapshot(e.xid, $1::pg_snapshot)
+            AND pg_visible_in_snapshot(e.xid, $2::pg_snapshot)
+          ORDER BY e.id LIMIT $5)
          ORDER BY id LIMIT $5",
-    )
-    .bind(cursor.from.to_string())
-    .bind(cursor.to.to_string())
-    .bind(cursor.floor)
-    .bind(cursor.after.unwrap_or(i64::MAX))
-    .bind(limit)
-    .fetch_all(connection)
-    .await?;
-    Ok(UndecodedPage(rows))
-}
-
-/// Unchecked: the statements that this is for name the columns and their types, and looking them up again for every value costs as much as
-/// decoding it.
-fn outbox_row(row: &PgRow) -> Result<OutboxRow, sqlx::Error> {
-    Ok(OutboxRow {
-        id: row.try_get_unchecked(0)?,
-        event_id: row.try_get_unchecked(1)?,
-        event_type: row.try_get_unchecked(2)?,
-        aggregate_id: row.try_get_unchecked(3)?,
-        payload: row.try_get_unchecked(4)?,
-        traceparent: row.try_get_unchecked(5)?,
-        tracestate: row.try_get_unchecked(6)?,
-        created_at: row.try_get_unchecked(7)?,
-        slot: row.try_get_unchecked(8)?,
-    })
+    ));
+    let mut answer = query
+        .bind(cursor.from.to_string())
+        .bind(cursor.to.to_string())
+        .bind(cursor.floor)
+        .bind(cursor.after.unwrap_or(i64::MAX))
+        .bind(i64::try_from(rows_max).unwrap_or(i64::MAX))
+        .fetch(connection);
+    let (mut end, mut bytes, mut read) = (PageEnd::default(), 0, 0);
+    // Read to its end whatever it brings: a statement that is left open would keep vacuum from its work.
+    while let Some(row) = answer.try_next().await? {
+        let row = outbox_row(&row)?;
+        read += 1;
+        bytes += row.payload.len();
+        if bytes <= bytes_max || end.rows == 0 {
+            take(&row);
+            end.rows += 1;
+            end.last_id = Some(row.id);
+        }
+    }
+    end.more = read == rows_max || end.rows < read;
+    Ok(end)
 }
 
 // -------------------------------------------------------------------------------------------------------------- progress

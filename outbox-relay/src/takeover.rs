@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     Relay,
+    config::RunConfig,
     leadership::LeaderLock,
     publish::{Publisher, topic_limits},
     recover::{From, Position, Tail, read_tail},
@@ -92,8 +93,10 @@ pub(crate) async fn take_over(
     for ghost in ghosts(&mut attendant, name, &tail).await? {
         found.remove(&ghost);
     }
-    let publisher =
-        Publisher::new(&relay.config.kafka, relay.config.in_flight_max_kib, &relay.config.source, limits)?;
+    let partitions = tail.ends.iter().map(|(topic, ends)| Ok((topic.clone(), u32::try_from(ends.len())?)));
+    let partitions = partitions.collect::<anyhow::Result<_>>()?;
+    let RunConfig { kafka, in_flight_max_kib, source, .. } = &relay.config;
+    let publisher = Publisher::new(kafka, *in_flight_max_kib, source, limits, partitions)?;
     lock.proof().ensure_proven()?;
     Ok(Some(TakenOver { reader, attendant, saver, publisher, cursor, found, held }))
 }

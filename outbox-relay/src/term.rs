@@ -4,7 +4,7 @@
 //! A term has one session after the other. A session ends when the brokers refuse a record: the next one throws the producer away,
 //! reads the tail and goes on from the saved cursor, under the same lock. If the database fails, the term ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chassis::{backoff::Backoff, shutdown::Shutdown};
 use tokio::sync::mpsc;
@@ -111,6 +111,8 @@ async fn session(relay: &Arc<Relay>, lock: &LeaderLock, stop: &Stop) -> Result<u
         cursor,
         saved: saver.saved(),
         handed_on: 0,
+        kinds: HashMap::new(),
+        framed: Vec::new(),
     };
     let dispatching = tokio::spawn(dispatcher.run(pages, orders));
     let saved = saver.save_all(Batches::new(batches), stop).await;

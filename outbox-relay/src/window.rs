@@ -92,10 +92,10 @@ impl Cursor {
         Self { from: self.to.clone(), to, floor, after: Some(0) }
     }
 
-    /// The place after a page that held `ids` (ascending) of at most `limit` rows: a page that is not full was the last one.
+    /// The place after a page that ended with `last_id`: the end of the window, unless there is `more`.
     #[must_use]
-    pub fn after_page(&self, rows: usize, last_id: Option<i64>, limit: usize) -> Self {
-        let after = if rows < limit { None } else { last_id };
+    pub fn after_page(&self, last_id: Option<i64>, more: bool) -> Self {
+        let after = if more { last_id } else { None };
         Self { after, ..self.clone() }
     }
 }
@@ -118,12 +118,12 @@ mod tests {
     fn a_window_is_paged_to_its_end_and_the_next_begins_where_it_ended() {
         let window = Cursor::start().open_next("10:20:12".parse().unwrap(), Some(5));
         assert!(!window.window_done());
-        let page = window.after_page(3, Some(9), 3);
+        let page = window.after_page(Some(9), true);
         assert_eq!((page.after, page.window_done()), (Some(9), false));
-        let last = page.after_page(2, Some(11), 3);
+        let last = page.after_page(Some(11), false);
         assert!(last.window_done());
         let next = last.open_next("20:30:".parse().unwrap(), None);
         assert_eq!(next.from, "10:20:12".parse().unwrap());
-        assert!(page.after_page(0, None, 3).window_done(), "an empty page ends the window");
+        assert!(page.after_page(None, false).window_done(), "an empty page ends the window");
     }
 }

@@ -71,7 +71,8 @@ mod tests {
         let before = clock.now();
         let sleep = clock.sleep(Duration::from_hours(25));
         let advance = async { assert!(clock.advance(25 * 3600)) };
-        tokio::join!(sleep, advance);
+        let both = async { tokio::join!(sleep, advance) };
+        tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
         assert!(clock.now() - before >= time::Duration::hours(25));
     }
 

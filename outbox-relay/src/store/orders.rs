@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{OutboxRow, outbox_row};
+use super::{OutboxRow, outbox_row, outbox_row_columns};
 
 /// A row that is passed without being published.
 #[derive(Clone, Debug)]
@@ -288,14 +288,17 @@ pub async fn parked_rows(
     command: &Command,
     selection: &Selection,
     limit: i64,
-) -> Result<Vec<OutboxRow>, sqlx::Error> {
+    mut take: impl FnMut(&OutboxRow<'_>),
+) -> Result<(), sqlx::Error> {
     let redrive = concat!(
         "WITH keys AS (
              SELECT DISTINCT p.aggregate_id FROM outbox.parked p JOIN outbox.events e ON e.id = p.id AND e.slot = p.slot
              WHERE p.relay = $1 AND (p.released_at IS NULL OR p.command_id = $8) AND ",
         selected!(),
         ")
-         SELECT e.id, e.event_id, e.event_type, e.aggregate_id, e.payload::text, e.traceparent, e.tracestate, e.created_at, e.slot
+         SELECT ",
+        outbox_row_columns!(),
+        "
          FROM outbox.parked p JOIN outbox.events e ON e.id = p.id AND e.slot = p.slot
          WHERE p.relay = $1 AND p.released_at IS NULL AND p.id > $9 AND p.aggregate_id IN (SELECT aggregate_id FROM keys)
            AND NOT EXISTS (SELECT FROM outbox.parked b WHERE b.relay = $1 AND b.aggregate_id = p.aggregate_id
@@ -308,7 +311,9 @@ pub async fn parked_rows(
              WHERE p.relay = $1 AND p.command_id = $8 AND ",
         selected!(),
         ")
-         SELECT e.id, e.event_id, e.event_type, e.aggregate_id, e.payload::text, e.traceparent, e.tracestate, e.created_at, e.slot
+         SELECT ",
+        outbox_row_columns!(),
+        "
          FROM outbox.parked p JOIN outbox.events e ON e.id = p.id AND e.slot = p.slot
          WHERE p.relay = $1 AND p.released_at IS NULL AND p.id > $9 AND p.aggregate_id IN (SELECT aggregate_id FROM keys)
            AND NOT EXISTS (SELECT FROM outbox.parked b WHERE b.relay = $1 AND b.aggregate_id = p.aggregate_id
@@ -325,7 +330,10 @@ pub async fn parked_rows(
         .bind(limit)
         .fetch_all(connection)
         .await?;
-    rows.iter().map(outbox_row).collect()
+    for row in &rows {
+        take(&outbox_row(row)?);
+    }
+    Ok(())
 }
 
 /// Of these keys, those of which nothing is parked any more.
@@ -351,9 +359,12 @@ pub async fn published_rows(
     after_id: i64,
     selection: &Selection,
     limit: i64,
-) -> Result<Vec<OutboxRow>, sqlx::Error> {
+    mut take: impl FnMut(&OutboxRow<'_>),
+) -> Result<(), sqlx::Error> {
     let query = sqlx::query(concat!(
-        "SELECT e.id, e.event_id, e.event_type, e.aggregate_id, e.payload::text, e.traceparent, e.tracestate, e.created_at, e.slot
+        "SELECT ",
+        outbox_row_columns!(),
+        "
          FROM outbox.events e, (SELECT * FROM outbox.batches WHERE relay = $1 ORDER BY seq DESC LIMIT 1) AS c
          WHERE outbox.is_past(c.window_from, c.window_to, c.after_id, e.xid, e.id) AND e.id > $8
            AND NOT EXISTS (SELECT FROM outbox.parked p WHERE p.relay = $1 AND p.id = e.id AND p.outcome IS DISTINCT FROM 'redriven')
@@ -363,7 +374,10 @@ pub async fn published_rows(
     ));
     let rows =
         bind_selection(query, relay, selection).bind(after_id).bind(limit).fetch_all(connection).await?;
-    rows.iter().map(outbox_row).collect()
+    for row in &rows {
+        take(&outbox_row(row)?);
+    }
+    Ok(())
 }
 
 /// What a command would do: events, keys, and of how many events more the keys are held.

@@ -18,7 +18,7 @@ const OLD_ROWS_PER_SLOT: i64 = 300_000;
 const BACKLOG: i64 = 120_000;
 /// Transactions that began before the backlog and committed after it.
 const LATE: i64 = 12;
-const PAGE: i64 = 500;
+const PAGE: usize = 500;
 
 /// Blocks of tables and indexes of the outbox that a session has touched.
 async fn blocks_touched(connection: &mut PgConnection) -> anyhow::Result<i64> {
@@ -81,10 +81,10 @@ async fn read_window(relay: &mut PgConnection, from: Snapshot) -> anyhow::Result
     let mut cursor = done.open_next(opened.to.clone(), opened.floor);
     while !cursor.window_done() {
         let start = blocks_touched(relay).await?;
-        let rows = store::page(relay, &cursor, PAGE).await?;
+        let ids = &mut touched.ids;
+        let end = store::page(relay, &cursor, PAGE, usize::MAX, |row| ids.push(row.id)).await?;
         touched.worst_page = touched.worst_page.max(blocks_touched(relay).await? - start);
-        cursor = cursor.after_page(rows.len(), rows.last().map(|row| row.id), usize::try_from(PAGE)?);
-        touched.ids.extend(rows.iter().map(|row| row.id));
+        cursor = cursor.after_page(end.last_id, end.more);
     }
     Ok((touched, opened.to))
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outbox_relay::{store, window::Cursor};
 use schema::wire::header;
 use testbed::stack::Registry;
 
@@ -113,6 +114,47 @@ async fn a_backlog_larger_than_many_pages_is_drained_in_order() -> anyhow::Resul
             record.key
         );
     }
+    Ok(())
+}
+
+/// Large events must not come into memory by the thousand: a page ends before they are too much, and what was left out of it is read
+/// again, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_large_events_are_cut_by_their_bytes() -> anyhow::Result<()> {
+    let rig = Rig::new("large").await?;
+    let mut service = rig.connect("executor").await?;
+    // Every fiftieth is larger than a page may be.
+    sqlx::query(
+        "SELECT count(outbox.append('Stepped', 'k-' || n % 7, jsonb_build_object(
+                    'key', 'k-' || n % 7, 'step', n, 'note', repeat('x', CASE WHEN n % 50 = 0 THEN 100000 ELSE 6000 END))))
+         FROM generate_series(1, 400) n",
+    )
+    .execute(&mut service)
+    .await?;
+    let mut reader = rig.connect("relay").await?;
+    let start = Cursor::start();
+    let opened = store::open_window(&mut reader, &start.to).await?;
+    let window = start.open_next(opened.to, opened.floor);
+    let cut = store::page(&mut reader, &window, 5_000, 64 * 1024, |_| ()).await?;
+    assert_eq!((cut.rows, cut.more), (10, true), "ten events of 6,036 bytes fit into 64 KiB");
+    let single = store::page(&mut reader, &window, 5_000, 1, |_| ()).await?;
+    assert_eq!((single.rows, single.more), (1, true), "one event is always read");
+
+    let mut config = rig.run_config()?;
+    config.page_max_kib = 64;
+    let relay = Rig::relay(config);
+    rig.drained(Duration::from_mins(1)).await?;
+    relay.stop().await?;
+    let mut steps = std::collections::BTreeMap::<String, Vec<i64>>::new();
+    for record in rig.records().await? {
+        steps.entry(record.key.clone()).or_default().push(step_of(&record.value));
+    }
+    for (key, steps) in &steps {
+        assert!(steps.is_sorted(), "{key}: {steps:?}");
+    }
+    let mut all: Vec<i64> = steps.into_values().flatten().collect();
+    all.sort_unstable();
+    assert_eq!(all, (1..=400).collect::<Vec<_>>());
     Ok(())
 }
 

@@ -45,12 +45,13 @@ async fn by_windows(rig: &Rig, seed: u64, done: &AtomicBool) -> anyhow::Result<(
             }
         }
         let limit = 1 + random.below(40);
-        let rows = store::page(&mut connection, &cursor, limit.try_into()?).await?;
-        cursor = cursor.after_page(rows.len(), rows.last().map(|row| row.id), limit);
-        seen.extend(rows.iter().map(|row| stepped(&serde_json::from_str(&row.payload).unwrap())));
+        let take = |row: &store::OutboxRow<'_>| {
+            seen.push(stepped(&serde_json::from_str(row.payload).unwrap()));
+        };
+        let end = store::page(&mut connection, &cursor, limit, usize::MAX, take).await?;
+        cursor = cursor.after_page(end.last_id, end.more);
         seq += 1;
-        let progress =
-            store::Progress { count: rows.len().try_into()?, ..store::Progress::at(cursor.clone()) };
+        let progress = store::Progress { count: end.rows.try_into()?, ..store::Progress::at(cursor.clone()) };
         store::save(&mut connection, &signature, seq, &progress, &store::PartitionOffsets::default()).await?;
         if random.below(60) == 0 {
             cuts += 1;

@@ -99,7 +99,7 @@ async fn operate(State(world): Shared, operation: Operation, request: Request) -
         Some(key) => match world.adyen.keys.begin(key, endpoint, print, world.clock.now().unix_timestamp()) {
             Begin::Execute(ticket) => Some(ticket),
             Begin::Replay(answer) => return answered(&answer),
-            Begin::InFlight => return refuse(Refusal::in_progress()),
+            Begin::InFlight => return refuse(Refusal::in_progress(print[0].is_multiple_of(2))),
             Begin::OtherEndpoint(_) | Begin::OtherParameters => return refuse(Refusal::other_parameters()),
             Begin::Full => return refuse(Refusal::full()),
         },

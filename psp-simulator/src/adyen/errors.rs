@@ -80,9 +80,11 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, Kind::Security, "901", "Invalid Merchant Account")
     }
 
-    /// The first request with this key is still executing.
-    pub(crate) fn in_progress() -> Self {
-        Self::invalid("704", "request already processed or in progress").transient(true)
+    /// The first request with this key is still executing: 422 or 409, Adyen documents both.
+    pub(crate) fn in_progress(conflict: bool) -> Self {
+        let status = if conflict { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY };
+        let refusal = Self::invalid("704", "request already processed or in progress");
+        refusal.with_status(status).transient(true)
     }
 
     /// The key was first used for another request: trying again will not help.

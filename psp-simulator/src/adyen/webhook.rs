@@ -29,7 +29,8 @@ pub(crate) struct Event {
     original_reference: Option<Arc<str>>,
     merchant_account: Box<str>,
     merchant_reference: Box<str>,
-    amount: Option<(i64, Box<str>)>,
+    amount: i64,
+    currency: Box<str>,
     reason: Box<str>,
     happened_at: Box<str>,
 }
@@ -51,8 +52,7 @@ struct Wrapper<'a> {
 #[serde(rename_all = "camelCase")]
 struct Item<'a> {
     additional_data: AdditionalData,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    amount: Option<Amount<'a>>,
+    amount: Amount<'a>,
     event_code: &'static str,
     event_date: &'a str,
     merchant_account_code: &'a str,
@@ -106,7 +106,8 @@ impl Event {
             original_reference: None,
             merchant_account: payment.terms.merchant_account.clone(),
             merchant_reference: payment.terms.reference.clone(),
-            amount: Some((amount.value, amount.currency.into())),
+            amount: amount.value,
+            currency: amount.currency.into(),
             reason,
             happened_at: date(now),
         })
@@ -127,7 +128,9 @@ impl Event {
             original_reference: original.map(|payment| Arc::clone(&payment.psp_reference)),
             merchant_account: receipt.merchant_account().into(),
             merchant_reference: receipt.merchant_reference().into(),
-            amount: original.map(|payment| (payment.terms.amount, payment.terms.currency.clone())),
+            // A notification has an amount, also when there is no payment.
+            amount: original.map_or(0, |payment| payment.terms.amount),
+            currency: original.map_or_else(|| "EUR".into(), |payment| payment.terms.currency.clone()),
             reason: reason.into(),
             happened_at: date(now),
         }
@@ -159,7 +162,8 @@ impl Event {
             original_reference: None,
             merchant_account: self.merchant_account.clone(),
             merchant_reference: self.merchant_reference.clone(),
-            amount: self.amount.clone(),
+            amount: self.amount,
+            currency: self.currency.clone(),
             reason,
             happened_at: date(now),
         }
@@ -171,17 +175,13 @@ impl Event {
 
     /// What is signed: eight values with colons between them, nothing escaped.
     fn signing_text(&self) -> String {
-        let (value, currency) = match &self.amount {
-            Some((value, currency)) => (value.to_string(), &**currency),
-            None => (String::new(), ""),
-        };
         [
             &*self.psp_reference,
             self.original_reference.as_deref().unwrap_or_default(),
             &self.merchant_account,
             &self.merchant_reference,
-            &value,
-            currency,
+            &self.amount.to_string(),
+            &self.currency,
             self.code,
             self.success(),
         ]
@@ -213,7 +213,7 @@ impl Credentials {
     pub(crate) fn seal(&self, event: &Event, items: usize, request: RequestBuilder) -> RequestBuilder {
         let item = Item {
             additional_data: AdditionalData { hmac_signature: self.sign(&event.signing_text()) },
-            amount: event.amount.as_ref().map(|(value, currency)| Amount { currency, value: *value }),
+            amount: Amount { currency: &event.currency, value: event.amount },
             event_code: event.code,
             event_date: &event.happened_at,
             merchant_account_code: &event.merchant_account,
@@ -263,7 +263,8 @@ mod tests {
             original_reference: None,
             merchant_account: account.into(),
             merchant_reference: reference.into(),
-            amount: Some((value, "EUR".into())),
+            amount: value,
+            currency: "EUR".into(),
             reason: "".into(),
             happened_at: "".into(),
         }
@@ -278,16 +279,5 @@ mod tests {
         let slashes = event("ZVWN7D3WSMK2WN82", "AntoniStroinski", r"\:/\/slashes are fun", 1000);
         let key = "74F490DD33F7327BAECC88B2947C011FC02D014A473AAA33A8EC93E4DC069174";
         assert_eq!(signed(key, &slashes), "CZErGCNQaSsxbaQfZaJlakqo7KPP+mIa8a+wx3yNs9A=");
-    }
-
-    #[test]
-    fn what_is_missing_is_signed_as_empty() {
-        let report =
-            Event { amount: None, ..event("test_REPORT_AVAILABLE", "Magento2Rik", "testMerchantRef1", 0) };
-        let report = Event { code: "REPORT_AVAILABLE", ..report };
-        assert_eq!(
-            report.signing_text(),
-            "test_REPORT_AVAILABLE::Magento2Rik:testMerchantRef1:::REPORT_AVAILABLE:true"
-        );
     }
 }

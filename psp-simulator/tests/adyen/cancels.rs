@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{SLOW, Simulator};
+use crate::client::Simulator;
 
 fn cancel(reference: &str) -> Value {
     json!({ "merchantAccount": "OutboxShop", "paymentReference": reference, "reference": "cancel-1" })
@@ -10,8 +10,9 @@ fn cancel(reference: &str) -> Value {
 
 #[tokio::test]
 async fn a_waiting_payment_is_cancelled_by_its_reference() {
-    let simulator = Simulator::start().await;
+    let simulator = Simulator::with(&["--slow", "1h"]).await;
     simulator.pay("order", "processing").await.expect_result("Pending");
+    simulator.pay("other", "processing").await.expect_result("Pending");
     let receipt = simulator.post("/v71/cancels", "cancel", &cancel("order")).await.expect(201);
     for (field, value) in [
         ("merchantAccount", "OutboxShop"),
@@ -24,7 +25,8 @@ async fn a_waiting_payment_is_cancelled_by_its_reference() {
     assert_eq!(receipt.psp_reference().len(), 16);
     let replay = simulator.post("/v71/cancels", "cancel", &cancel("order")).await.expect(201);
     assert_eq!(replay.text, receipt.text);
-    tokio::time::sleep(SLOW * 2).await;
+    simulator.advance(3600).await.expect(200);
+    simulator.until_charged("other").await;
     assert!(simulator.charged("order").await.is_empty(), "the issuer is too late");
 }
 

@@ -78,10 +78,15 @@ impl Reply {
     /// Status, code and whether the header advises to try again.
     #[track_caller]
     pub(crate) fn expect_error(self, status: u16, code: &str, transient: Option<&str>) -> Self {
-        let reply = self.expect(status);
-        assert_eq!(reply.body["errorCode"], code, "{}", reply.text);
-        assert_eq!(reply.body["status"], status);
-        assert_eq!(reply.header("transient-error"), transient, "{}", reply.text);
-        reply
+        self.expect_either_error(&[status], code, transient)
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_either_error(self, statuses: &[u16], code: &str, transient: Option<&str>) -> Self {
+        assert!(statuses.contains(&self.status.as_u16()), "{} {}", self.status, self.text);
+        assert_eq!(self.body["errorCode"], code, "{}", self.text);
+        assert_eq!(self.body["status"], self.status.as_u16());
+        assert_eq!(self.header("transient-error"), transient, "{}", self.text);
+        self
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{SLOW, Simulator, payment, send};
+use crate::client::{Simulator, payment, send};
 
 #[tokio::test]
 async fn a_success_is_authorised_and_in_the_ledger() {
@@ -86,20 +86,20 @@ async fn the_shopper_is_asked_to_act() {
 
 #[tokio::test]
 async fn outcomes_come_later_and_the_key_answers_what_it_answered() {
-    let simulator = Simulator::start().await;
+    let simulator = Simulator::with(&["--slow", "1h"]).await;
+    let failing = ["processing_then_failure", "received_then_failure"];
+    for scenario in failing {
+        simulator.pay(scenario, scenario).await.expect(200);
+    }
     for (scenario, result_code) in
         [("processing", "Pending"), ("received", "Received"), ("unknown_status", "UnderObservation")]
     {
         let answer = simulator.pay(scenario, scenario).await.expect_result(result_code);
         assert!(simulator.charged(scenario).await.is_empty(), "{scenario}");
+        simulator.advance(3600).await.expect(200);
         assert_eq!(simulator.until_charged(scenario).await, answer.psp_reference());
         assert_eq!(simulator.pay(scenario, scenario).await.expect(200).text, answer.text);
     }
-    let failing = ["processing_then_failure", "received_then_failure"];
-    for scenario in failing {
-        simulator.pay(scenario, scenario).await.expect(200);
-    }
-    tokio::time::sleep(SLOW * 2).await;
     for scenario in failing {
         assert!(simulator.charged(scenario).await.is_empty(), "{scenario}");
     }

@@ -82,5 +82,6 @@ async fn cancels_tell_what_came_of_them() {
         assert_eq!(item["pspReference"], receipt.body["pspReference"]);
         assert_eq!(item.get("originalReference").unwrap_or(&Value::Null), original);
         assert_eq!(item["merchantReference"], order);
+        assert!(item["amount"]["value"].is_i64() && item["amount"]["currency"] == "EUR", "both are required");
     }
 }

@@ -154,8 +154,8 @@ impl Both {
         } else {
             let rows = page(&self.model, cursor, limit);
             let expected: Vec<i64> = rows.iter().map(|row| self.model.rows[*row].id).collect();
-            let rows = store::page(&mut self.sessions.reader, cursor, limit.try_into()?).await?;
-            let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+            let mut ids = Vec::new();
+            store::page(&mut self.sessions.reader, cursor, limit, usize::MAX, |row| ids.push(row.id)).await?;
             ensure!(ids == expected, "{cursor:?}: {ids:?}, the model: {expected:?}");
         }
         self.reader.statement(&self.model, limit);

@@ -80,7 +80,7 @@ fn in_id_order(server: &Server, limit: usize, fits: impl Fn(&Row) -> bool) -> Ve
 /// The next page, and the place after it, as `term::read` goes on.
 fn next_page(server: &Server, cursor: &mut Cursor, limit: usize) -> Vec<RowNumber> {
     let rows = page(server, cursor, limit);
-    *cursor = cursor.after_page(rows.len(), rows.last().map(|row| server.rows[*row].id), limit);
+    *cursor = cursor.after_page(rows.last().map(|row| server.rows[*row].id), rows.len() == limit);
     rows
 }
 
