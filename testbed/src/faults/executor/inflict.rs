@@ -50,8 +50,8 @@ pub(super) async fn inflict(rig: &mut Rig, kind: Kind, random: &mut Random) -> R
             at_point(rig, point, "1*return(stop)", still, random).await
         }
         Kind::Stop(None) => stop_anywhere(rig, random).await.map(Some),
-        Kind::KillAnywhere => kill(rig, &[random.below(SEATS)]).await.map(Some),
-        Kind::KillAll => kill(rig, &[0, 1, 2]).await.map(Some),
+        Kind::KillAnywhere => kill(rig, &[random.below(SEATS)], random).await.map(Some),
+        Kind::KillAll => kill(rig, &[0, 1, 2], random).await.map(Some),
         Kind::Database => restart_database(rig, random).await.map(Some),
         Kind::Broker => kill_broker(rig, random).await.map(Some),
         Kind::Psp => stop_psp(rig, random).await.map(Some),
@@ -135,12 +135,19 @@ async fn stop_anywhere(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
     Ok(Fault { at, open_calls, how: format!("for {:.1} s", still.as_secs_f64()) })
 }
 
-async fn kill(rig: &mut Rig, seats: &[usize]) -> Result<Fault> {
+/// They come back after a moment, as under any supervisor: those that are left are not waited for.
+async fn kill(rig: &mut Rig, seats: &[usize], random: &mut Random) -> Result<Fault> {
     occasion(rig).await?;
     for seat in seats {
         rig.seats[*seat].executor.kill();
     }
-    Ok(Fault { at: Instant::now(), open_calls: rig.open_calls().await, how: String::new() })
+    let (at, open_calls) = (Instant::now(), rig.open_calls().await);
+    let away = random.milliseconds(1_000);
+    tokio::time::sleep(away).await;
+    for seat in seats {
+        rig.seats[*seat].executor.start()?;
+    }
+    Ok(Fault { at, open_calls, how: format!("started again after {} ms", away.as_millis()) })
 }
 
 // ------------------------------------------------------------------------------------------------------------------ parts
