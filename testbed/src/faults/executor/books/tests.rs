@@ -122,7 +122,16 @@ fn what_has_happened_twice_is_found() {
 fn contradictions_and_disorder_are_found() {
     found(|books| books.charges[0].amount_minor = 1, &["contradictions"]);
     found(|books| add_result(books, 1, 900, "FAILED", "pi_1"), &["contradictions"]);
-    found(|books| books.outbox[0].payload["pspReference"] = json!("pi_other"), &["contradictions"]);
+    // The event is on the topic as it was written, and is not what was recorded.
+    let altered = |books: &mut Books| {
+        books.outbox[0].payload["pspReference"] = json!("pi_other");
+        books.topic.as_mut().unwrap()[0].body = Ok(books.outbox[0].payload.clone());
+    };
+    found(altered, &["contradictions"]);
+    let garbled = |books: &mut Books| {
+        books.topic.as_mut().unwrap()[0].body.as_mut().unwrap()["pspStatus"] = json!("FAILED");
+    };
+    found(garbled, &["contradictions"]);
     found(|books| books.topic.as_mut().unwrap()[1].key = Some("other".into()), &["contradictions"]);
     let swapped = |books: &mut Books| {
         add_result(books, 1, 900, "UNKNOWN", "pi_1");
