@@ -50,7 +50,7 @@ pub(crate) async fn fence(relay: &Arc<Relay>, lock: &LeaderLock) -> anyhow::Resu
     let url = &relay.config.postgres.database_url;
     // Opened before the first snapshot is taken, and never replaced: if the server crashes, all of them break, and with them goes
     // every snapshot that the crash has made meaningless.
-    let (mut reader, mut saving, mut attendant) = tokio::try_join!(
+    let (mut reader, mut saving, attendant) = tokio::try_join!(
         postgres::connect(url, "outbox-relay read"),
         postgres::connect(url, "outbox-relay save"),
         postgres::connect(url, "outbox-relay orders"),
