@@ -28,12 +28,17 @@ const DECLINED: [&str; 4] = [
     "pm_card_chargeDeclinedExpiredCard",
     "pm_card_authenticationRequired",
 ];
-const AMBIGUOUS: [&str; 5] = [
+/// The last four are worth another try in the same process, where there is time for it.
+const AMBIGUOUS: [&str; 9] = [
     "pm_sim_timeout_after_charge",
     "pm_sim_error_after_charge",
     "pm_sim_timeout_before_charge",
     "pm_sim_slow",
     "pm_sim_processing",
+    "pm_sim_error_once_after_charge",
+    "pm_sim_reset_before_charge",
+    "pm_sim_reset_after_charge",
+    "pm_sim_unavailable",
 ];
 
 /// Asks until it is dropped.

@@ -39,15 +39,15 @@ pub(super) struct Fault {
 /// Lets it happen. None if a point was never reached.
 pub(super) async fn inflict(rig: &mut Rig, kind: Kind, random: &mut Random) -> Result<Option<Fault>> {
     match kind {
-        Kind::Kill(point) => at_point(rig, point, "return(kill)", Duration::ZERO, random).await,
+        Kind::Kill(point) => at_point(rig, point, "return(kill)", |_| Duration::ZERO, random).await,
         Kind::Stop(Some(point)) => {
-            let still = LEASE + Duration::from_millis(300) + random.milliseconds(900);
-            at_point(rig, point, "1*return(stop)", still, random).await
+            let more = Duration::from_millis(300) + random.milliseconds(900);
+            at_point(rig, point, "1*return(stop)", |seat| LEASE[seat] + more, random).await
         }
         Kind::StopLong => {
             let still = LONG + random.milliseconds(1_000);
             let point = if random.below(2) == 0 { Point::E4 } else { Point::E5 };
-            at_point(rig, point, "1*return(stop)", still, random).await
+            at_point(rig, point, "1*return(stop)", |_| still, random).await
         }
         Kind::Stop(None) => stop_anywhere(rig, random).await.map(Some),
         Kind::KillAnywhere => kill(rig, &[random.below(SEATS)], random).await.map(Some),
@@ -85,15 +85,16 @@ fn passes(point: Point, attempt: usize, random: &mut Random) -> usize {
     if attempt == 0 { drawn } else { 0 }
 }
 
-/// An executor is started with a failpoint, in place of another. One that is stopped there goes on after `still`.
+/// An executor is started with a failpoint, in place of another. One that is stopped there goes on after what `still` says of its seat.
 async fn at_point(
     rig: &mut Rig,
     point: Point,
     action: &str,
-    still: Duration,
+    still: impl Fn(usize) -> Duration,
     random: &mut Random,
 ) -> Result<Option<Fault>> {
     let seat = random.below(SEATS);
+    let still = still(seat);
     for attempt in 0..TRIES {
         let passes = passes(point, attempt, random);
         let failpoint = if passes == 0 {
@@ -126,10 +127,11 @@ async fn at_point(
 
 async fn stop_anywhere(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
     occasion(rig).await?;
-    let executor = &rig.seats[random.below(SEATS)].executor;
+    let seat = random.below(SEATS);
+    let executor = &rig.seats[seat].executor;
     executor.pause()?;
     let (at, open_calls) = (Instant::now(), rig.open_calls().await);
-    let still = LEASE + Duration::from_millis(300) + random.milliseconds(900);
+    let still = LEASE[seat] + Duration::from_millis(300) + random.milliseconds(900);
     tokio::time::sleep(still).await;
     executor.resume()?;
     Ok(Fault { at, open_calls, how: format!("for {:.1} s", still.as_secs_f64()) })
@@ -175,7 +177,7 @@ async fn stop_psp(rig: &mut Rig, random: &mut Random) -> Result<Fault> {
     let open_calls = occasion(rig).await?;
     let at = Instant::now();
     rig.simulator.pause()?;
-    let still = PSP_TIMEOUT + random.milliseconds(900);
+    let still = PSP_TIMEOUT[random.below(SEATS)] + random.milliseconds(900);
     tokio::time::sleep(still).await;
     rig.simulator.resume()?;
     Ok(Fault { at, open_calls, how: format!("for {:.1} s", still.as_secs_f64()) })

@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::rig::SEATS;
 use crate::processes::{Service, Spec, binary, run_once};
 use crate::proxy::Proxy;
 use crate::stack::home::Home;
 use crate::stack::{Kafka, OWNER, Registry, Server, TestDatabase, free_port};
 
 const CATALOGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema/events.toml");
-/// How long an executor waits for the PSP, and how long its claims last: as short as may be, so that an episode is short.
-pub(super) const PSP_TIMEOUT: Duration = Duration::from_millis(500);
-pub(super) const LEASE: Duration = Duration::from_millis(1_600);
+/// How long the executor of a seat waits for the PSP, and how long its claims last, by the number of the seat. Short, so that an episode
+/// is short; the last one has the time to try again in the same process, which no try begins with less than a second for.
+pub(super) const PSP_TIMEOUT: [Duration; SEATS] =
+    [Duration::from_millis(500), Duration::from_millis(500), Duration::from_secs(3)];
+pub(super) const LEASE: [Duration; SEATS] =
+    [Duration::from_millis(1_600), Duration::from_millis(1_600), Duration::from_millis(4_100)];
 /// How long the simulator takes over its slow tokens.
 const SLOW: &str = "300ms";
 const LADDER: &str = "300ms,500ms,1s,1s,2s,2s,5s,5s,10s,30s,60s";
@@ -63,9 +67,10 @@ impl Plan<'_> {
         self.service("relay", binary("outbox-relay")?, &["run"], &given, format!("http://{admin}/readyz"))
     }
 
-    pub(super) fn executor(&self, number: usize, [database, broker, psp]: [&Proxy; 3]) -> Result<Service> {
+    /// The executor of this seat, counted from 0.
+    pub(super) fn executor(&self, seat: usize, [database, broker, psp]: [&Proxy; 3]) -> Result<Service> {
         let admin = format!("127.0.0.1:{}", free_port()?);
-        let name = format!("executor-{number}");
+        let name = format!("executor-{}", seat + 1);
         let milliseconds = |time: Duration| format!("{}ms", time.as_millis());
         let given = [
             ("DATABASE_URL", Server { port: database.port() }.url("executor", &self.database.name)),
@@ -74,8 +79,8 @@ impl Plan<'_> {
             ("SCHEMA_REGISTRY_URL", self.registry.url()),
             ("STRIPE_BASE_URL", format!("http://127.0.0.1:{}", psp.port())),
             ("STRIPE_SECRET_KEY", "sk_test_local".to_owned()),
-            ("PSP_TIMEOUT", milliseconds(PSP_TIMEOUT)),
-            ("LEASE", milliseconds(LEASE)),
+            ("PSP_TIMEOUT", milliseconds(PSP_TIMEOUT[seat])),
+            ("LEASE", milliseconds(LEASE[seat])),
             ("RESOLVE_AFTER", "200ms".to_owned()),
             ("RESOLVE_THEN", LADDER.to_owned()),
             ("CONCURRENCY", "16".to_owned()),

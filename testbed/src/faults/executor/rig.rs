@@ -88,10 +88,10 @@ impl Rig {
         let simulator = plan.simulator(simulator_port)?;
         let relay = plan.relay()?;
         let mut seats = Vec::new();
-        for (number, broker) in (1..).zip(brokers) {
+        for (seat, broker) in brokers.into_iter().enumerate() {
             let database = Proxy::start(postgres.server().port).await?;
             let psp = Proxy::start(simulator_port).await?;
-            let executor = plan.executor(number, [&database, &broker, &psp])?;
+            let executor = plan.executor(seat, [&database, &broker, &psp])?;
             seats.push(Seat { executor, database, broker, psp, armed: false });
         }
         for service in seats.iter().map(|seat| &seat.executor).chain([&simulator, &relay]) {
