@@ -70,6 +70,8 @@ pub(crate) enum Waiting {
     Received,
     /// In a word that its documentation does not know.
     Unheard,
+    /// Adyen's `RedirectShopper` or `ChallengeShopper`; the shopper acts, whoever calls the payment off meanwhile.
+    Shopper(Action),
 }
 
 /// What the issuer says.
@@ -192,7 +194,7 @@ const fn adyen(name: &'static str, course: Course, what_happens: &'static str) -
 }
 
 /// All of them.
-pub(crate) static SCENARIOS: [Scenario; 44] = [
+pub(crate) static SCENARIOS: [Scenario; 45] = [
     both("success", SUCCESS, "succeeds"),
     both("decline_generic", declined(Decline::Generic), "soft decline without a reason"),
     both("decline_do_not_honor", declined(Decline::DoNotHonor), "soft decline: do not honor"),
@@ -352,6 +354,11 @@ pub(crate) static SCENARIOS: [Scenario; 44] = [
         "received_then_failure",
         waiting(Waiting::Received, Verdict::Declined(Decline::Generic)),
         "resultCode Received, then refused after --slow",
+    ),
+    adyen(
+        "action_then_authorised",
+        waiting(Waiting::Shopper(Action::Redirect), Verdict::Approved),
+        "asks for a redirect of the shopper, then success after --slow, also if a cancel was taken meanwhile",
     ),
 ];
 

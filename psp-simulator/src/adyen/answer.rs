@@ -194,22 +194,22 @@ impl Payment {
                 body.refusal_reason = Some("Cancelled");
                 body.refusal_reason_code = Some("15");
             }
-            State::Waiting(waiting) => {
-                body.result_code = match waiting {
-                    Waiting::Processing => "Pending",
-                    Waiting::Received => "Received",
-                    Waiting::Unheard => "UnderObservation",
-                };
-                body.amount = Some(self.stated(self.terms.amount));
-            }
-            State::WithIssuer => body.result_code = "Pending",
-            State::ActionRequired(action) => {
+            State::Waiting(Waiting::Shopper(action)) | State::ActionRequired(action) => {
                 let (result_code, action) = self.action(action);
                 body.result_code = result_code;
                 body.action = Some(action);
             }
+            State::Waiting(Waiting::Processing) => self.waits(&mut body, "Pending"),
+            State::Waiting(Waiting::Received) => self.waits(&mut body, "Received"),
+            State::Waiting(Waiting::Unheard) => self.waits(&mut body, "UnderObservation"),
+            State::WithIssuer => body.result_code = "Pending",
         }
         body
+    }
+
+    fn waits<'a>(&'a self, body: &mut PaymentBody<'a>, result_code: &'static str) {
+        body.result_code = result_code;
+        body.amount = Some(self.stated(self.terms.amount));
     }
 
     fn action(&self, action: Action) -> (&'static str, Value) {

@@ -3,9 +3,12 @@
 //! ```text
 //!  /payments ─┬────────────────────────▶ authorised (and captured), partly authorised, refused: for good
 //!             ├─ with the issuer ───────────▲
-//!             ├─ waiting (Pending, Received) ▲ ──┐
-//!             └─ an action of the shopper ───────┴─ cancel ─▶ cancelled, for good
+//!             ├─ waiting (Pending, Received) ▲ ──── cancel ─▶ cancelled, for good
+//!             └─ an action of the shopper ──▲ (if he acts)
 //! ```
+//!
+//! A cancel of what waits for the shopper is taken, and changes nothing: Adyen cancels what is authorised, or is about to be at the
+//! issuer (docs.adyen.com: AuthorisedPending), and nothing is. Its webhook says that it was not carried out.
 //!
 //! Every change is made under the payment's own lock and without waiting, so it happens whole or not at all, whatever
 //! becomes of the connection that asked for it.
@@ -159,10 +162,12 @@ impl Payment {
     fn cancel(&self) -> bool {
         let mut state = held(&self.state);
         match *state {
-            State::Waiting(_) | State::ActionRequired(_) => {
+            State::Waiting(Waiting::Processing | Waiting::Received | Waiting::Unheard) => {
                 *state = State::Cancelled;
                 true
             }
+            // Nothing is authorised.
+            State::Waiting(Waiting::Shopper(_)) | State::ActionRequired(_) => false,
             // What is authorised is captured already.
             State::WithIssuer | State::Authorised { .. } | State::Refused(_) | State::Cancelled => false,
         }

@@ -296,7 +296,7 @@ fn attempt(
         Timing::Deferred(waiting) => {
             let state = &mut live.state;
             state.status = match waiting {
-                Waiting::Processing | Waiting::Received => Status::Processing,
+                Waiting::Processing | Waiting::Received | Waiting::Shopper(_) => Status::Processing,
                 Waiting::Unheard => Status::UnderObservation,
             };
             (state.failure, state.method) = (None, Some(method.clone()));

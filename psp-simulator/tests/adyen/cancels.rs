@@ -65,3 +65,19 @@ async fn a_charge_stays() {
     simulator.post("/v71/cancels", "cancel", &cancel("order")).await.expect(201);
     assert_eq!(simulator.charged("order").await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_shopper_who_acts_late_is_charged_although_the_cancel_was_taken() {
+    let simulator = Simulator::with(&["--slow", "1h"]).await;
+    simulator.pay("late", "action_then_authorised").await.expect_result("RedirectShopper");
+    simulator.pay("never", "action_redirect").await.expect_result("RedirectShopper");
+    for order in ["late", "never"] {
+        simulator.post("/v71/cancels", &format!("{order}-cancel"), &cancel(order)).await.expect(201);
+    }
+    simulator.advance(3600).await.expect(200);
+    simulator.until_charged("late").await;
+    assert!(simulator.charged("never").await.is_empty());
+    // The key's first answer stays what it was.
+    simulator.pay("late", "action_then_authorised").await.expect_result("RedirectShopper");
+    assert_eq!(simulator.charged("late").await.len(), 1);
+}

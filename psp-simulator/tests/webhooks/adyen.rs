@@ -62,14 +62,17 @@ async fn cancels_tell_what_came_of_them() {
     let office = Office::calm().await;
     let asked = office.pay_adyen("asked", "action_redirect").await.expect(200);
     let paid = office.pay_adyen("paid", "success").await.expect(200);
+    let waiting = office.pay_adyen("waiting", "processing").await.expect(200);
     office.mail.until(1).await;
     let cancel = |order: &str| json!({ "merchantAccount": "OutboxShop", "paymentReference": order });
     let of_payment = format!("/v71/payments/{}/cancels", paid.body["pspReference"].as_str().unwrap());
     let own = json!({ "merchantAccount": "OutboxShop" });
     let asked_reference = &asked.body["pspReference"];
     let paid_reference = &paid.body["pspReference"];
+    let waiting_reference = &waiting.body["pspReference"];
     for (path, body, code, success, original, order) in [
-        ("/v71/cancels", cancel("asked"), "TECHNICAL_CANCEL", "true", asked_reference, "asked"),
+        ("/v71/cancels", cancel("asked"), "TECHNICAL_CANCEL", "false", asked_reference, "asked"),
+        ("/v71/cancels", cancel("waiting"), "TECHNICAL_CANCEL", "true", waiting_reference, "waiting"),
         ("/v71/cancels", cancel("paid"), "TECHNICAL_CANCEL", "false", paid_reference, "paid"),
         ("/v71/cancels", cancel("nobody"), "TECHNICAL_CANCEL", "false", &Value::Null, "nobody"),
         (of_payment.as_str(), own.clone(), "CANCELLATION", "false", paid_reference, "paid"),

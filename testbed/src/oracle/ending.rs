@@ -12,6 +12,8 @@ pub enum Ending {
     Misstated,
     /// The PSP never says how it stands, and has not charged: before a person.
     Untold,
+    /// Called off, and charged all the same: before a person, once the webhook is there that tells of it. Nothing else does.
+    Overtaken,
 }
 
 /// What the simulator's tokens begin with; then comes the name of the scenario.
@@ -61,6 +63,7 @@ fn of_scenario(scenario: &str) -> Option<Ending> {
         | "slow_decline" => Ending::Declined,
         "amount_mismatch" | "currency_mismatch" | "partially_authorised" => Ending::Misstated,
         "error_before_charge" => Ending::Untold,
+        "action_then_authorised" => Ending::Overtaken,
         scenario if scenario.starts_with("decline_") => Ending::Declined,
         _ => return None,
     })

@@ -1,8 +1,8 @@
 //! That every payment has come to the end that its token has ([`super::ending`]); and what is before a person: every contradiction, and
 //! nothing that needs none.
 //!
-//! Causes of a review are three. A PSP contradicts itself: the simulator tells which orders it has lied about. A PSP states another
-//! amount or currency than was asked for: a matter of the payment's token. Or a PSP never tells how it stands, and the executor has asked
+//! Causes of a review are four. A PSP contradicts itself: the simulator tells which orders it has lied about. A PSP states another
+//! amount or currency than was asked for: a matter of the payment's token. A PSP charges what was called off. Or a PSP never tells how it stands, and the executor has asked
 //! as often as its ladder says: only for the tokens of which the PSP can be silent for good.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -34,7 +34,8 @@ pub(super) fn examine(index: &Index<'_>, verdict: &mut Verdict) {
         let token = payment.and_then(|payment| tokens.get(payment.merchant_reference.as_str()).copied());
         let contradiction = contradicted.get(&id);
         let charged = index.charges_by_order.contains_key(id.to_string().as_str());
-        let misstated = charged && token.and_then(ending) == Some(Ending::Misstated);
+        let end = token.and_then(ending);
+        let for_a_person = charged && matches!(end, Some(Ending::Misstated | Ending::Overtaken));
         let untold = exhausted.contains(&id) && token.is_some_and(may_stay_untold);
         if let Some(contradiction) = contradiction.filter(|one| one.acknowledged && !in_review) {
             let Contradicted { kind, reference, .. } = contradiction;
@@ -44,7 +45,7 @@ pub(super) fn examine(index: &Index<'_>, verdict: &mut Verdict) {
         if let Some(text) = token.and_then(|token| wrong_end(order, token, charged)) {
             verdict.report(Promise::Reviewed, id, text);
         }
-        if in_review && contradiction.is_none() && !misstated && !untold {
+        if in_review && contradiction.is_none() && !for_a_person && !untold {
             let token = token.unwrap_or("a token that nobody knows");
             let asked = if exhausted.contains(&id) { ", the PSP having been asked in vain" } else { "" };
             verdict.report(
@@ -73,11 +74,16 @@ fn wrong_end(order: &Order, token: &str, charged: bool) -> Option<String> {
             Some("it was charged otherwise than asked for")
         }
         Some(Ending::Declined | Ending::Untold) if charged => Some("no charge could come of it"),
+        Some(Ending::Overtaken) if charged && state != REVIEW => {
+            Some("it was charged after it was called off")
+        }
         Some(Ending::Declined) if state == "SUCCESSFUL" => Some("it was declined"),
         Some(Ending::Untold) if matches!(state, "SUCCESSFUL" | "FAILED") => {
             Some("the PSP never said how it stands")
         }
-        Some(Ending::Paid | Ending::Declined | Ending::Misstated | Ending::Untold) => None,
+        Some(Ending::Paid | Ending::Declined | Ending::Misstated | Ending::Untold | Ending::Overtaken) => {
+            None
+        }
     }?;
     let charged = if charged { "charged" } else { "never charged" };
     Some(format!("{meant} ({token}), and it is {state} and {charged}"))

@@ -282,6 +282,16 @@ fn payments_that_should_have_failed_and_did_not() {
 }
 
 #[test]
+fn a_charge_after_the_payment_was_called_off_that_nobody_sees() {
+    let other = |books: &mut Books| token(books, PAID, "shopper-1-adyen_sim_action_then_authorised");
+    reports(other, &[Reviewed], "it was charged after it was called off");
+    let mut books = clean();
+    other(&mut books);
+    review(&mut books, PAID);
+    assert!(examine(&books).clean(), "{}", examine(&books).describe(20));
+}
+
+#[test]
 fn a_token_that_no_table_has() {
     reports(|books| token(books, PAID, "pm_sim_novelty"), &[Reviewed], "nobody knows how it has to end");
 }

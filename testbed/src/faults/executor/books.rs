@@ -229,6 +229,8 @@ fn ends(books: &Books, findings: &mut Findings) {
             Some(_) if in_review => may_be_reviewed(asked),
             Some(Ending::Paid) => paid,
             Some(Ending::Declined) => declined && !paid && !charged,
+            // Both are published, for a person to see.
+            Some(Ending::Overtaken) => declined && paid,
             Some(Ending::Misstated | Ending::Untold) => false,
         };
         if !right {
@@ -252,7 +254,7 @@ fn may_be_reviewed(asked: &Asked) -> bool {
         Some(Ending::Paid | Ending::Declined) => {
             asked.psp == "ADYEN" && may_stay_untold(asked.payment_method)
         }
-        None => false,
+        Some(Ending::Overtaken) | None => false,
     }
 }
 
