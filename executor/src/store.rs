@@ -295,6 +295,9 @@ pub async fn advance(
              UPDATE executor.inbox i
              SET psp_reference = coalesce(i.psp_reference, a.psp_reference),
                  step = CASE WHEN s.operation <> 'GET' THEN s.operation ELSE i.step END,
+                 -- A webhook may tell the PSP's id before anything was begun: the first call is a look-up then.
+                 first_attempt_at = CASE WHEN s.operation <> 'GET' THEN coalesce(i.first_attempt_at, clock_timestamp())
+                                         ELSE i.first_attempt_at END,
                  lease_until = CASE WHEN i.lease_until < clock_timestamp() + make_interval(secs => $15)
                                     THEN clock_timestamp() + make_interval(secs => $16) ELSE i.lease_until END,
                  updated_at = clock_timestamp()
