@@ -141,9 +141,11 @@ impl Executor {
                 }
             };
             backoff.reset();
-            if found.is_empty() {
+            // Orders that end without a call, expired ones for instance, say nothing about the PSP.
+            if found.iter().all(|claimed| claimed.turn.started().is_none()) {
                 lane.found_nothing();
-            } else {
+            }
+            if !found.is_empty() {
                 last_found = Instant::now();
             }
             let more = found.len() == limit;

@@ -76,7 +76,7 @@ impl Lane {
         }
     }
 
-    /// Nothing was taken up, although it could have been.
+    /// Nothing was taken up that the PSP is called for, although it could have been.
     pub fn found_nothing(&self) {
         self.with_breaker(Breaker::found_no_probe);
     }
