@@ -90,7 +90,7 @@ impl Adyen {
         // Present where Adyen knows whether the same request can bring another answer.
         let transient = reply.header("transient-error").and_then(|text| text.parse().ok());
         let mut answer = adyen_outcomes::read(call.operation, reply.status, &reply.body, transient, order);
-        answer.request_id = reply.header("pspreference").map(str::to_owned);
+        answer.request_id = reply.header("pspreference").map(str::to_owned).or(answer.request_id);
         if reply.status >= 400 {
             answer.try_again = transient;
         }
