@@ -113,7 +113,7 @@ impl Lane {
         let begun = Instant::now();
         let within = deadline.saturating_duration_since(begun);
         let answer = match tokio::time::timeout(within, self.psp.send(call, order)).await {
-            Ok(answer) => answer,
+            Ok(answer) => answer.keepable(),
             Err(_) => Answer { took: begun.elapsed(), ..Answer::new(Verdict::Unclear) }
                 .error(code::PSP_TIMEOUT, "no answer within the limit"),
         };
@@ -272,6 +272,14 @@ mod tests {
             let found = call(&lane, LONG).await;
             assert_eq!((found.verdict, found.in_doubt), (verdict, true));
         }
+    }
+
+    #[tokio::test]
+    async fn a_reference_that_cannot_be_kept_does_not_spoil_the_answer() {
+        let odd = Answer { reference: Some("pi_\0".into()), ..answer(Verdict::Succeeded, 200) };
+        let (lane, _) = lane([odd]);
+        let found = call(&lane, LONG).await;
+        assert_eq!((found.verdict, found.reference), (Verdict::Succeeded, None));
     }
 
     #[tokio::test]
