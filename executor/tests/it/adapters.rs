@@ -93,7 +93,8 @@ async fn after_a_long_outage_orders_that_expired_meanwhile_hold_up_no_fresh_one(
     world.send_all(std::slice::from_ref(&fresh)).await;
     world.wait_for_state(fresh.payment_order_id, "SETTLED").await;
     assert_eq!(world.results(fresh.payment_order_id).await[0].0, "SUCCESSFUL");
-    let expired = "SELECT count(*) FROM executor.psp_results WHERE psp_status = 'UNKNOWN' AND error_code = 'EXPIRED'";
+    let expired =
+        "SELECT count(*) FROM executor.psp_results WHERE psp_status = 'UNKNOWN' AND error_code = 'EXPIRED'";
     world.wait_for_count(expired, 60).await;
     running.stop().await;
     stop.cancel();

@@ -22,7 +22,8 @@ fn finding(id: Uuid, status: PspStatus, reference: &str, claim: Option<Uuid>) ->
         error_message: None,
     };
     let (source, outcome) = (Source::Resolver, Outcome::Result(result));
-    Finding { payment_order_id: id, source, claim, finished: None, outcome, event_id: Uuid::now_v7() }
+    let event_id = Uuid::now_v7();
+    Finding { payment_order_id: id, source, claim, finished: None, outcome, in_doubt: false, event_id }
 }
 
 #[tokio::test(flavor = "multi_thread")]
