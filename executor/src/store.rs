@@ -94,6 +94,8 @@ pub struct Candidate {
     pub first_attempt_at: Option<OffsetDateTime>,
     /// One of its calls may have been executed: not all of them were turned away.
     pub in_doubt: bool,
+    /// Claims of it that ran out since the last answer that was recorded, this one included if it did; None if it did not.
+    pub lapses: Option<i16>,
 }
 
 /// Locks up to `limit` orders of a PSP that are due and that nobody else is claiming. What is due by time follows a
@@ -128,7 +130,8 @@ pub async fn lock_due(
     let sql = format!(
         "{sql} SELECT due.*, due.first_attempt_at IS NOT NULL AND EXISTS (
                           SELECT FROM executor.psp_attempts a
-                          WHERE a.payment_order_id = due.payment_order_id AND a.verdict IS DISTINCT FROM 'LATER') AS in_doubt
+                          WHERE a.payment_order_id = due.payment_order_id AND a.verdict IS DISTINCT FROM 'LATER') AS in_doubt,
+                      CASE WHEN due.state = 'IN_FLIGHT' THEN least(due.lapses, 32766) + 1 END::smallint AS lapsed
          FROM due"
     );
     sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -156,6 +159,7 @@ fn candidate(row: PgRow) -> Result<Candidate, sqlx::Error> {
         reference: row.try_get("psp_reference")?,
         first_attempt_at: row.try_get("first_attempt_at")?,
         in_doubt: row.try_get("in_doubt")?,
+        lapses: row.try_get("lapsed")?,
     })
 }
 
@@ -215,6 +219,7 @@ pub async fn claim(
                  step = CASE WHEN c.operation <> 'GET' THEN c.operation ELSE i.step END,
                  first_attempt_at = CASE WHEN c.operation <> 'GET' THEN coalesce(i.first_attempt_at, clock_timestamp())
                                          ELSE i.first_attempt_at END,
+                 lapses = CASE WHEN i.state = 'IN_FLIGHT' THEN least(i.lapses, 32766) + 1 ELSE i.lapses END,
                  updated_at = clock_timestamp()
              FROM claims c WHERE i.payment_order_id = c.payment_order_id
          ), abandoned AS (
