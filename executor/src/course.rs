@@ -40,7 +40,7 @@ pub struct Known {
     pub first_attempt_at: Option<OffsetDateTime>,
     /// One of its calls may have been executed: not all of them were turned away.
     pub in_doubt: bool,
-    /// No charge is begun after this.
+    /// See [`crate::psp::Order::expires_at`].
     pub expires_at: OffsetDateTime,
 }
 
@@ -118,6 +118,20 @@ pub fn first(known: Known, psp: Capabilities, now: OffsetDateTime) -> Next {
             PspStatus::Unknown,
             Reason::ours(code::RESOLUTION_EXHAUSTED, "the PSP may have forgotten the idempotency key"),
         ),
+    }
+}
+
+/// Whether a try of this call may begin now. A claim and a first try lie behind some of them: time has passed.
+pub fn may_begin(operation: Operation, known: Known, psp: Capabilities, now: OffsetDateTime) -> bool {
+    let in_time = now < known.expires_at;
+    match operation {
+        Operation::Get | Operation::Cancel => true,
+        // It moves no money. What may have been created is asked for by its key, to be cancelled.
+        Operation::Create => in_time || known.first_attempt_at.is_some() || known.in_doubt,
+        // Whether an earlier one was executed is looked up.
+        Operation::Confirm if psp.two_step => in_time,
+        // Whether an earlier one was executed only the same again can tell.
+        Operation::Confirm => in_time || known.in_doubt,
     }
 }
 

@@ -219,7 +219,8 @@ impl Executor {
                 return;
             }
             failpoints::reached("E1");
-            let answer = failpoints::called(lane.call(call, &claimed.order, deadline)).await;
+            let answering = lane.call(call, &claimed.order, claimed.known, deadline);
+            let answer = failpoints::called(answering).await;
             failpoints::reached("E3");
             log_answer(&claimed, call, &answer);
             claimed.reference = answer.reference.clone().or_else(|| claimed.reference.take());

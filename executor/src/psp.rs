@@ -42,7 +42,8 @@ pub struct Order {
     pub payment_method: SecretString,
     /// The merchant's own id.
     pub merchant_reference: String,
-    /// No charge is begun after this.
+    /// No try of a call that could be the first to move money begins after this. In two steps that is every confirmation. In one step it
+    /// is not the replay of a call that may have been executed: only that can tell, and if the call never arrived, it charges late, once.
     pub expires_at: OffsetDateTime,
 }
 
