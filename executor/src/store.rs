@@ -290,12 +290,16 @@ pub async fn advance(
                                   $13::text[], $14::timestamptz[])
                     AS a (payment_order_id, attempt_id, verdict, http_status, psp_reference, psp_request_id, error_code,
                           error_message, obtained_at)
+         ), locked AS MATERIALIZED (
+             -- In the order of their ids, as everybody locks orders: two groups then never wait for each other.
+             SELECT payment_order_id FROM executor.inbox WHERE payment_order_id = ANY ($1)
+             ORDER BY payment_order_id FOR NO KEY UPDATE
          ), finished AS (
              UPDATE executor.psp_attempts p
              SET status = 'FINISHED', finished_at = a.obtained_at, verdict = a.verdict, http_status = a.http_status,
                  psp_reference = a.psp_reference, psp_request_id = a.psp_request_id, error_code = a.error_code,
                  error_message = a.error_message
-             FROM answers a WHERE p.attempt_id = a.attempt_id
+             FROM answers a JOIN locked USING (payment_order_id) WHERE p.attempt_id = a.attempt_id
          ), kept AS (
              UPDATE executor.inbox i
              SET psp_reference = coalesce(i.psp_reference, a.psp_reference),
@@ -306,7 +310,7 @@ pub async fn advance(
                  lease_until = CASE WHEN i.lease_until < clock_timestamp() + make_interval(secs => $15)
                                     THEN clock_timestamp() + make_interval(secs => $16) ELSE i.lease_until END,
                  updated_at = clock_timestamp()
-             FROM steps s JOIN answers a USING (payment_order_id)
+             FROM locked JOIN steps s USING (payment_order_id) JOIN answers a USING (payment_order_id)
              WHERE i.payment_order_id = s.payment_order_id AND i.claimed_by = s.claim
              RETURNING i.payment_order_id, extract(epoch FROM i.lease_until - clock_timestamp())::float8 AS remaining
          ), started AS (
