@@ -105,7 +105,7 @@ impl Breaker {
         }
     }
 
-    /// There was no order to see with: the next one may be it.
+    /// There was no order to see with, or none that the PSP was called for: the next one may be it.
     pub fn found_no_probe(&mut self, now: Instant) {
         match self.circuit {
             Circuit::HalfOpen { .. } => self.circuit = Circuit::Open { until: now },

@@ -210,6 +210,27 @@ fn what_comes_first() {
 }
 
 #[test]
+fn no_call_that_could_be_the_first_to_charge_begins_too_late() {
+    let now = OffsetDateTime::now_utc();
+    let (fresh, old) = (now + Duration::from_micros(1), now);
+    // When it expires, the first attempt, in doubt: which of create, confirm, get and cancel may begin, in two steps and in one.
+    let rows = [
+        (fresh, None, false, "cCGX", "cCGX"),
+        (old, None, false, "GX", "GX"),
+        (old, Some(now), false, "cGX", "cGX"),
+        (old, Some(now), true, "cGX", "cCGX"),
+    ];
+    for (expires_at, first_attempt_at, in_doubt, two_steps, one_step) in rows {
+        let known = Known { has_reference: true, first_attempt_at, in_doubt, expires_at };
+        for (psp, expected) in [(TWO_STEPS, two_steps), (ONE_STEP, one_step)] {
+            let may = Operation::ALL.into_iter().filter(|&operation| may_begin(operation, known, psp, now));
+            let found: String = may.map(|operation| letter(&Next::Call(operation))).collect();
+            assert_eq!(found, expected, "{known:?} {psp:?}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_sent_fails_only_if_nothing_was_sent_before() {
     let known = |first_attempt_at| Known {
         has_reference: false,

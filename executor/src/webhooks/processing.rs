@@ -222,6 +222,7 @@ impl Processing {
                         claim: None,
                         finished: None,
                         outcome: record::Outcome::Result(result),
+                        in_doubt: false,
                         event_id: Uuid::now_v7(),
                     });
                     finding = true;
