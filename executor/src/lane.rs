@@ -68,7 +68,7 @@ impl Lane {
     /// Of so many orders, how many may be taken up now; None if the end came while none could be.
     pub async fn admitted(&self, room: usize) -> Option<usize> {
         loop {
-            match self.with_breaker(|breaker, now| breaker.admits(now)) {
+            match self.with_breaker(Breaker::admits) {
                 Admission::All => return Some(room),
                 Admission::One => return Some(room.min(1)),
                 Admission::NotBefore(until) => {
@@ -271,7 +271,7 @@ mod tests {
         lane.call(&call, &order(), known, Instant::now() + within).await
     }
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     #[tokio::test]
     async fn what_was_turned_away_is_tried_three_times_and_an_answer_ends_it() {

@@ -57,10 +57,10 @@ fn letter(next: &Next) -> char {
     }
 }
 
-fn letters(situation: Situation, operation: Operation, cancelling: &Option<Cancelling>) -> String {
+fn letters(situation: Situation, operation: Operation, cancelling: Option<&Cancelling>) -> String {
     VERDICTS
         .iter()
-        .map(|&verdict| letter(&next(situation, operation, &answer(verdict), &mut cancelling.clone())))
+        .map(|&verdict| letter(&next(situation, operation, &answer(verdict), &mut cancelling.cloned())))
         .collect()
 }
 
@@ -79,7 +79,7 @@ fn what_follows_from_each_answer_in_two_steps() {
     ];
     for (operation, expired, expected) in rows {
         for in_doubt in [false, true] {
-            let found = letters(situation(TWO_STEPS, expired, in_doubt), operation, &None);
+            let found = letters(situation(TWO_STEPS, expired, in_doubt), operation, None);
             assert_eq!(found, expected, "{operation:?}, expired: {expired}, in doubt: {in_doubt}");
         }
     }
@@ -97,7 +97,7 @@ fn what_follows_from_each_answer_in_one_step() {
     ];
     for (operation, in_doubt, cancelling, expected) in rows {
         for expired in [false, true] {
-            let found = letters(situation(ONE_STEP, expired, in_doubt), operation, cancelling);
+            let found = letters(situation(ONE_STEP, expired, in_doubt), operation, cancelling.as_ref());
             assert_eq!(found, expected, "{operation:?}, expired: {expired}, in doubt: {in_doubt}");
         }
     }
@@ -146,7 +146,7 @@ fn a_psp_is_asked_for_nothing_that_it_cannot_do() {
     for operation in Operation::ALL {
         for cancelling in [None, waiting_for_shopper()] {
             for (expired, in_doubt) in [(false, false), (false, true), (true, false), (true, true)] {
-                let found = letters(situation(ONE_STEP, expired, in_doubt), operation, &cancelling);
+                let found = letters(situation(ONE_STEP, expired, in_doubt), operation, cancelling.as_ref());
                 assert!(!found.contains(['G', 'c']), "{operation:?} {found}");
             }
         }
@@ -185,7 +185,7 @@ fn what_comes_first() {
     let now = OffsetDateTime::now_utc();
     let (fresh, old) = (now + Duration::from_mins(1), now - Duration::from_mins(1));
     let ago = |hours: u64| Some(now - Duration::from_hours(hours));
-    let almost = |hours: u64| Some(now - (Duration::from_hours(hours) - Duration::from_secs(1)));
+    let almost = |hours: u64| Some(now - Duration::from_hours(hours) + Duration::from_secs(1));
     // With a reference, the first attempt, in doubt, expires: in two steps, in one.
     let rows = [
         (false, None, false, fresh, 'c', 'C'),

@@ -207,7 +207,7 @@ mod tests {
         assert_eq!((call.method, call.path.as_str()), ("POST", "/payments"));
         assert_eq!(
             call.body,
-            format!(r#"{{"amount":{{"currency":"EUR","value":500}},"merchantAccount":"TestMerchant","#)
+            r#"{"amount":{"currency":"EUR","value":500},"merchantAccount":"TestMerchant","#.to_owned()
                 + r#""metadata":{"merchant_reference":"order \"1\""},"#
                 + r#""paymentMethod":{"storedPaymentMethodId":"M5N7TQ4TG5PFWR50","type":"scheme"},"#
                 + r#""recurringProcessingModel":"UnscheduledCardOnFile","#

@@ -75,7 +75,7 @@ async fn after_a_long_outage_orders_that_expired_meanwhile_hold_up_no_fresh_one(
         "--breaker-pause=500ms",
     ]);
     let clock = config.clock.clone();
-    let running = world.start_with(config);
+    let running = World::start_with(config);
     let old: Vec<_> = (0..60).map(|_| adyen_request("success")).collect();
     world.send_all(&old).await;
     world.wait_for_count("SELECT count(*) FROM executor.inbox", 60).await;

@@ -89,7 +89,7 @@ struct Findings(BTreeMap<&'static str, BTreeMap<String, String>>);
 impl Findings {
     #[expect(clippy::needless_pass_by_value, reason = "ids and texts alike, without a sign at every call")]
     fn add(&mut self, kind: &'static str, subject: impl ToString, text: impl Into<String>) {
-        self.0.entry(kind).or_default().entry(subject.to_string()).or_insert(text.into());
+        self.0.entry(kind).or_default().entry(subject.to_string()).or_insert_with(|| text.into());
     }
 
     fn count(&self, kind: &str) -> usize {
