@@ -12,6 +12,7 @@
 
 pub mod books;
 mod effects;
+pub mod ending;
 pub mod gather;
 mod money;
 mod review;
@@ -41,7 +42,7 @@ pub enum Promise {
     Settled,
     /// The witnesses agree.
     Consistent,
-    /// A contradiction is before a person, and nothing is that needs none.
+    /// Every payment has the end that its token has; a contradiction is before a person, and nothing is that needs none.
     Reviewed,
 }
 
@@ -68,7 +69,7 @@ impl Promise {
             Promise::InOrder => "out of order",
             Promise::Settled => "unsettled",
             Promise::Consistent => "contradiction",
-            Promise::Reviewed => "wrongly reviewed",
+            Promise::Reviewed => "wrong end",
         }
     }
 }

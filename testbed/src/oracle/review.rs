@@ -1,4 +1,5 @@
-//! What is before a person: every contradiction, and nothing that needs none. And that what should have worked has.
+//! That every payment has come to the end that its token has ([`super::ending`]); and what is before a person: every contradiction, and
+//! nothing that needs none.
 //!
 //! Causes of a review are three. A PSP contradicts itself: the simulator tells which orders it has lied about. A PSP states another
 //! amount or currency than was asked for: a matter of the payment's token. Or a PSP never tells how it stands, and the executor has asked
@@ -8,33 +9,19 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::books::{Contradicted, Sent, Told};
+use super::books::{Contradicted, Order};
+use super::ending::{Ending, ending, may_stay_untold};
 use super::{Index, Promise, Verdict};
 
 const REVIEW: &str = "NEEDS_REVIEW";
-/// What the simulator's tokens begin with; then comes the name of the scenario.
-const PREFIXES: [&str; 2] = ["pm_sim_", "adyen_sim_"];
-/// The PSP charges, and states something else than was asked for.
-const MISSTATED: [&str; 3] = ["amount_mismatch", "currency_mismatch", "partially_authorised"];
-/// Its answer is an error for ever, or its outcome comes by webhook alone, which may be dropped.
-const SILENT: [&str; 10] = [
-    "error_before_charge",
-    "error_after_charge",
-    "processing",
-    "processing_then_failure",
-    "received",
-    "received_then_failure",
-    "unknown_status",
-    "timeout_while_processing",
-    "slow",
-    "slow_decline",
-];
 const EXHAUSTED: &str = "RESOLUTION_EXHAUSTED";
 
 pub(super) fn examine(index: &Index<'_>, verdict: &mut Verdict) {
     let books = index.books;
     let contradicted = contradicted(&books.contradictions, verdict);
-    let tokens: HashMap<Uuid, &str> = books.sent.iter().filter_map(of_order).collect();
+    let tokens: HashMap<&str, &str> = (books.sent.iter())
+        .map(|sent| (sent.merchant_reference.as_str(), sent.payment_method.as_str()))
+        .collect();
     let exhausted: HashSet<Uuid> = (books.executor.results.iter())
         .filter(|result| result.error_code.as_deref() == Some(EXHAUSTED))
         .map(|result| result.payment_order_id)
@@ -42,26 +29,23 @@ pub(super) fn examine(index: &Index<'_>, verdict: &mut Verdict) {
     for order in &books.payments.orders {
         let id = order.payment_order_id;
         let in_review = order.state == REVIEW;
-        let scenario = tokens.get(&id).copied().and_then(scenario);
+        // Also of a payment of which the client was told nothing: it may be there.
+        let payment = index.payments.get(&order.payment_id);
+        let token = payment.and_then(|payment| tokens.get(payment.merchant_reference.as_str()).copied());
         let contradiction = contradicted.get(&id);
         let charged = index.charges_by_order.contains_key(id.to_string().as_str());
-        let misstated = charged && scenario.is_some_and(|scenario| MISSTATED.contains(&scenario));
-        let silent = exhausted.contains(&id) && scenario.is_some_and(|scenario| SILENT.contains(&scenario));
+        let misstated = charged && token.and_then(ending) == Some(Ending::Misstated);
+        let untold = exhausted.contains(&id) && token.is_some_and(may_stay_untold);
         if let Some(contradiction) = contradiction.filter(|one| one.acknowledged && !in_review) {
             let Contradicted { kind, reference, .. } = contradiction;
             let text = format!("{kind} under {reference} was received, and it is {}", order.state);
             verdict.report(Promise::Reviewed, id, text);
         }
-        if scenario == Some("success") && !charged {
-            let text = format!("nothing stood in its way, and it was never charged: it is {}", order.state);
+        if let Some(text) = token.and_then(|token| wrong_end(order, token, charged)) {
             verdict.report(Promise::Reviewed, id, text);
         }
-        if misstated && !in_review {
-            let text = format!("charged otherwise than asked for ({scenario:?}), and it is {}", order.state);
-            verdict.report(Promise::Reviewed, id, text);
-        }
-        if in_review && contradiction.is_none() && !misstated && !silent {
-            let token = tokens.get(&id).copied().unwrap_or("a token that nobody knows");
+        if in_review && contradiction.is_none() && !misstated && !untold {
+            let token = token.unwrap_or("a token that nobody knows");
             let asked = if exhausted.contains(&id) { ", the PSP having been asked in vain" } else { "" };
             verdict.report(
                 Promise::Reviewed,
@@ -70,6 +54,33 @@ pub(super) fn examine(index: &Index<'_>, verdict: &mut Verdict) {
             );
         }
     }
+}
+
+/// What is wrong with how an order stands, by its token. That it stands in the middle is another promise, and so is whether it may be
+/// before a person; a success without a charge is found with the money.
+fn wrong_end(order: &Order, token: &str, charged: bool) -> Option<String> {
+    let state = order.state.as_str();
+    let meant = match ending(token) {
+        None => Some("nobody knows how it has to end"),
+        Some(Ending::Paid | Ending::Misstated) if state == "FAILED" => Some("nothing stood in its way"),
+        // One of which the PSP says nothing may be one that it never heard of.
+        Some(Ending::Paid | Ending::Misstated)
+            if !charged && state != "SUCCESSFUL" && !may_stay_untold(token) =>
+        {
+            Some("nothing stood in its way")
+        }
+        Some(Ending::Misstated) if charged && state != REVIEW => {
+            Some("it was charged otherwise than asked for")
+        }
+        Some(Ending::Declined | Ending::Untold) if charged => Some("no charge could come of it"),
+        Some(Ending::Declined) if state == "SUCCESSFUL" => Some("it was declined"),
+        Some(Ending::Untold) if matches!(state, "SUCCESSFUL" | "FAILED") => {
+            Some("the PSP never said how it stands")
+        }
+        Some(Ending::Paid | Ending::Declined | Ending::Misstated | Ending::Untold) => None,
+    }?;
+    let charged = if charged { "charged" } else { "never charged" };
+    Some(format!("{meant} ({token}), and it is {state} and {charged}"))
 }
 
 /// Contradictions by order. One that names no order of ours is none that could be seen: nobody can have made it.
@@ -89,17 +100,4 @@ fn contradicted<'a>(
         }
     }
     by_order
-}
-
-fn of_order(sent: &Sent) -> Option<(Uuid, &str)> {
-    match &sent.outcome {
-        Told::Accepted { payment_order_id, .. } => Some((*payment_order_id, &sent.payment_method)),
-        Told::Refused(_) | Told::Unknown(_) => None,
-    }
-}
-
-fn scenario(token: &str) -> Option<&str> {
-    // At Adyen the shopper comes first.
-    let stored = token.rsplit_once('-').map_or(token, |(_, stored)| stored);
-    PREFIXES.iter().find_map(|prefix| stored.strip_prefix(prefix))
 }

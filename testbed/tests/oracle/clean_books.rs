@@ -44,12 +44,17 @@ pub(crate) fn pay(books: &mut Books, n: u128, statuses: &[&str]) {
     let merchant_reference = format!("order-{n}");
     let outcome = Told::Accepted { payment_id: payment(n), payment_order_id: order(n) };
     let currency = "EUR".to_owned();
+    let payment_method = match *statuses.last().unwrap() {
+        "SUCCESSFUL" => "pm_card_visa",
+        "FAILED" => "pm_card_chargeDeclined",
+        _ => "pm_sim_processing",
+    };
     books.sent.push(Sent {
         merchant_reference: merchant_reference.clone(),
         amount_minor,
         currency: currency.clone(),
         psp: "STRIPE".to_owned(),
-        payment_method: "pm_card_visa".to_owned(),
+        payment_method: payment_method.to_owned(),
         outcome,
     });
     let state = (*statuses.last().unwrap()).to_owned();

@@ -7,10 +7,14 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use crate::oracle::books::{Charge, OutboxEvent, PspResult, Record};
+use crate::oracle::ending::{Ending, ending, may_stay_untold};
 use crate::requests::Asked;
 
 /// Examples that are kept of each finding.
 const EXAMPLES: usize = 5;
+/// States in which nothing is left to do.
+const SETTLED: &str = "SETTLED";
+const REVIEW: &str = "REVIEW";
 
 /// What each witness says about the same orders.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +61,8 @@ pub struct Tally {
     pub double_charged: usize,
     /// Orders without an end.
     pub unsettled: usize,
+    /// Orders whose end is not that of their token: what should have worked did not, or the reverse.
+    pub wrong_ends: usize,
     /// Orders of which two witnesses say different things.
     pub contradictions: usize,
     /// First records of an event that came after a later event of its order.
@@ -69,13 +75,14 @@ pub struct Tally {
 
 impl Tally {
     /// What has to be 0.
-    pub fn findings(&self) -> [(&'static str, usize); 7] {
+    pub fn findings(&self) -> [(&'static str, usize); 8] {
         [
             ("lost", self.lost),
             ("ghosts", self.ghosts),
             ("applied twice", self.applied_twice),
             ("double charged", self.double_charged),
             ("unsettled", self.unsettled),
+            ("wrong ends", self.wrong_ends),
             ("contradictions", self.contradictions),
             ("order inversions", self.order_inversions),
         ]
@@ -110,6 +117,7 @@ pub fn examine(books: &Books) -> Tally {
     let mut findings = Findings::default();
     requests(books, &mut findings);
     charges(books, &mut findings);
+    ends(books, &mut findings);
     results(books, &mut findings);
     let duplicates = books.topic.as_ref().map_or(0, |topic| published(&books.outbox, topic, &mut findings));
     Tally {
@@ -120,6 +128,7 @@ pub fn examine(books: &Books) -> Tally {
         applied_twice: findings.count("applied twice"),
         double_charged: findings.count("double charged"),
         unsettled: findings.count("unsettled"),
+        wrong_ends: findings.count("wrong end"),
         contradictions: findings.count("contradiction"),
         order_inversions: findings.count("order inversion"),
         duplicates,
@@ -135,7 +144,7 @@ fn requests(books: &Books, findings: &mut Findings) {
     for order in &asked {
         match taken.get(order) {
             None => findings.add("lost", order, "no executor has taken it in"),
-            Some(taken) if !matches!(taken.state.as_str(), "SETTLED" | "REVIEW") => {
+            Some(taken) if !matches!(taken.state.as_str(), SETTLED | REVIEW) => {
                 findings.add("unsettled", order, format!("it is still {}", taken.state));
             }
             Some(taken) if taken.open_attempts > 0 => {
@@ -149,15 +158,21 @@ fn requests(books: &Books, findings: &mut Findings) {
     }
 }
 
-/// Every charge is one of one order, which knows of it; and no order believes in one that was not made.
+/// The orders that have a result of this status.
+fn of_status(books: &Books, status: &str) -> HashSet<String> {
+    let results = books.results.iter().filter(|result| result.psp_status == status);
+    results.map(|result| result.payment_order_id.to_string()).collect()
+}
+
+/// Every charge is one of one order, which knows of it or is before a person; and no order believes in one that was not made.
 fn charges(books: &Books, findings: &mut Findings) {
     let asked: HashMap<String, &Asked> =
         books.asked.iter().map(|asked| (asked.payment_order_id.to_string(), asked)).collect();
-    let of_status = |status: &str| -> HashSet<String> {
-        let results = books.results.iter().filter(|result| result.psp_status == status);
-        results.map(|result| result.payment_order_id.to_string()).collect()
-    };
-    let (successful, failed) = (of_status("SUCCESSFUL"), of_status("FAILED"));
+    let (successful, failed) = (of_status(books, "SUCCESSFUL"), of_status(books, "FAILED"));
+    let in_review: HashSet<String> = (books.inbox.iter())
+        .filter(|taken| taken.state == REVIEW)
+        .map(|taken| taken.payment_order_id.to_string())
+        .collect();
     let mut charged: HashSet<&str> = HashSet::new();
     for charge in &books.charges {
         let order = charge.payment_order_id.as_deref().unwrap_or_default();
@@ -172,7 +187,8 @@ fn charges(books: &Books, findings: &mut Findings) {
         if !charged.insert(order) {
             findings.add("double charged", order, format!("charged again as {}", charge.charge_id));
         }
-        if !successful.contains(order) {
+        // Whether it may be before a person is seen with the ends.
+        if !successful.contains(order) && !in_review.contains(order) {
             findings.add("lost", order, format!("charged as {}, and never SUCCESSFUL", charge.charge_id));
         }
         if failed.contains(order) {
@@ -188,6 +204,55 @@ fn charges(books: &Books, findings: &mut Findings) {
     }
     for order in successful.iter().filter(|order| !charged.contains(order.as_str())) {
         findings.add("ghost", order, "SUCCESSFUL, and never charged");
+    }
+}
+
+/// Every order that has come to an end has come to that of its token.
+fn ends(books: &Books, findings: &mut Findings) {
+    let states: HashMap<Uuid, &str> =
+        books.inbox.iter().map(|taken| (taken.payment_order_id, taken.state.as_str())).collect();
+    let (successful, failed) = (of_status(books, "SUCCESSFUL"), of_status(books, "FAILED"));
+    let charged: HashSet<&str> =
+        books.charges.iter().filter_map(|charge| charge.payment_order_id.as_deref()).collect();
+    for asked in &books.asked {
+        let id = asked.payment_order_id.to_string();
+        // One without an end is another finding.
+        let Some(state) =
+            states.get(&asked.payment_order_id).filter(|state| matches!(**state, SETTLED | REVIEW))
+        else {
+            continue;
+        };
+        let (in_review, charged) = (*state == REVIEW, charged.contains(id.as_str()));
+        let (paid, declined) = (successful.contains(&id), failed.contains(&id));
+        let right = match ending(asked.payment_method) {
+            None => false,
+            Some(_) if in_review => may_be_reviewed(asked),
+            Some(Ending::Paid) => paid,
+            Some(Ending::Declined) => declined && !paid && !charged,
+            Some(Ending::Misstated | Ending::Untold) => false,
+        };
+        if !right {
+            let results = match (paid, declined) {
+                (true, true) => "SUCCESSFUL and FAILED",
+                (true, false) => "SUCCESSFUL",
+                (false, true) => "FAILED",
+                (false, false) => "neither SUCCESSFUL nor FAILED",
+            };
+            let charged = if charged { "charged" } else { "never charged" };
+            let text = format!("{} has ended as {state}, {results}, {charged}", asked.payment_method);
+            findings.add("wrong end", id, text);
+        }
+    }
+}
+
+/// Stripe can be asked how a payment stands; only an error for ever tells nothing. Adyen cannot.
+fn may_be_reviewed(asked: &Asked) -> bool {
+    match ending(asked.payment_method) {
+        Some(Ending::Misstated | Ending::Untold) => true,
+        Some(Ending::Paid | Ending::Declined) => {
+            asked.psp == "ADYEN" && may_stay_untold(asked.payment_method)
+        }
+        None => false,
     }
 }
 

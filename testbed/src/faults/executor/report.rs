@@ -253,13 +253,14 @@ mod tests {
             applied_twice: 1,
             double_charged: 1,
             unsettled: 1,
+            wrong_ends: 1,
             contradictions: 1,
             order_inversions: 1,
             duplicates: 1,
             ..Tally::default()
         };
         let report = report(&[passed(Kind::Broker, true)], &tally);
-        assert_eq!(report.broken.len(), 7, "{:?}", report.broken);
+        assert_eq!(report.broken.len(), 8, "{:?}", report.broken);
         assert_eq!(report.summary.lost, 2);
     }
 

@@ -11,9 +11,9 @@ fn id(n: u128) -> Uuid {
 /// One order that was paid, one that was declined.
 fn clean() -> Books {
     let mut books = Books { topic: Some(Vec::new()), ..Books::default() };
-    for (n, status) in [(1, "SUCCESSFUL"), (2, "FAILED")] {
+    for (n, status, token) in [(1, "SUCCESSFUL", "pm_card_visa"), (2, "FAILED", "pm_card_chargeDeclined")] {
         let order = id(n);
-        books.asked.push(Asked { payment_order_id: order, ..Asked::new("pm_card_visa") });
+        books.asked.push(Asked { payment_order_id: order, ..Asked::new(token) });
         books.inbox.push(Taken { payment_order_id: order, state: "SETTLED".into(), open_attempts: 0 });
         add_result(&mut books, n, 100 + n, status, &format!("pi_{n}"));
     }
@@ -88,7 +88,7 @@ fn what_is_lost_is_found() {
         drop((books.results.remove(0), books.outbox.remove(0)));
         books.topic.as_mut().unwrap().remove(0);
     };
-    found(forget, &["lost"]);
+    found(forget, &["lost", "wrong ends"]);
     let eventless = |books: &mut Books| {
         books.outbox.remove(1);
         books.topic.as_mut().unwrap().remove(1);
@@ -100,7 +100,7 @@ fn what_is_lost_is_found() {
 fn what_has_no_cause_is_found() {
     found(|books| drop(books.charges.remove(0)), &["ghosts"]);
     found(|books| books.charges.push(charge(9, "ch_9")), &["ghosts"]);
-    found(|books| drop(books.results.remove(1)), &["ghosts"]);
+    found(|books| drop(books.results.remove(1)), &["ghosts", "wrong ends"]);
     found(|books| books.inbox.push(Taken { payment_order_id: id(9), ..books.inbox[0].clone() }), &["ghosts"]);
     let stranger = |books: &mut Books| {
         let topic = books.topic.as_mut().unwrap();
@@ -109,6 +109,48 @@ fn what_has_no_cause_is_found() {
         topic.push(record);
     };
     found(stranger, &["ghosts"]);
+}
+
+/// Order 1 was paid, order 2 declined; what is planted is what they should have come to.
+#[test]
+fn what_should_have_worked_and_did_not_is_found_and_the_reverse() {
+    for paid in ["pm_card_visa", "pm_card_mastercard", "pm_sim_timeout_after_charge", "pm_sim_slow"] {
+        found(|books| books.asked[1].payment_method = paid, &["wrong ends"]);
+    }
+    for declined in ["pm_card_chargeDeclinedExpiredCard", "pm_card_authenticationRequired"] {
+        found(|books| books.asked[0].payment_method = declined, &["wrong ends"]);
+    }
+    let silently = |books: &mut Books| {
+        drop((books.results.remove(1), books.outbox.remove(1)));
+        books.topic.as_mut().unwrap().remove(1);
+    };
+    found(silently, &["wrong ends"]);
+    found(|books| books.asked[0].payment_method = "pm_sim_novelty", &["wrong ends"]);
+}
+
+#[test]
+fn a_review_that_the_token_does_not_explain_is_found() {
+    let reviewed = |books: &mut Books, psp, token| {
+        let Books { asked, inbox, results, outbox, topic, .. } = books;
+        inbox[0].state = "REVIEW".into();
+        (asked[0].psp, asked[0].payment_method) = (psp, token);
+        results[0].psp_status = "UNKNOWN".into();
+        outbox[0].payload["pspStatus"] = json!("UNKNOWN");
+        topic.as_mut().unwrap()[0].body = Ok(outbox[0].payload.clone());
+    };
+    for (psp, token) in [
+        ("STRIPE", "pm_card_visa"),
+        ("STRIPE", "pm_sim_error_after_charge"),
+        ("ADYEN", "shopper-1-adyen_sim_success"),
+        ("ADYEN", "shopper-1-adyen_sim_timeout_after_charge"),
+    ] {
+        found(|books| reviewed(books, psp, token), &["wrong ends"]);
+    }
+    // There nobody can ask how it stands.
+    found(|books| reviewed(books, "ADYEN", "shopper-1-adyen_sim_error_after_charge"), &[]);
+    found(|books| reviewed(books, "STRIPE", "pm_sim_amount_mismatch"), &[]);
+    // What must end there, and has not.
+    found(|books| books.asked[0].payment_method = "pm_sim_error_before_charge", &["wrong ends"]);
 }
 
 #[test]
