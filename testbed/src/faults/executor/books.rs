@@ -225,11 +225,10 @@ fn ends(books: &Books, findings: &mut Findings) {
         let (in_review, charged) = (*state == REVIEW, charged.contains(id.as_str()));
         let (paid, declined) = (successful.contains(&id), failed.contains(&id));
         let right = match ending(asked.payment_method) {
-            None => false,
             Some(_) if in_review => may_be_reviewed(asked),
             Some(Ending::Paid) => paid,
             Some(Ending::Declined) => declined && !paid && !charged,
-            Some(Ending::Misstated | Ending::Untold) => false,
+            Some(Ending::Misstated | Ending::Untold) | None => false,
         };
         if !right {
             let results = match (paid, declined) {
