@@ -18,7 +18,7 @@ use std::{
 /// How many calls are remembered.
 const WINDOW: usize = 32;
 /// How long a call is remembered: what failed before that says nothing about now.
-const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+const REMEMBERED_FOR: Duration = Duration::from_mins(1);
 /// So many of the remembered calls must have failed to open the circuit; fewer calls than that never do.
 const FAILURES: usize = 24;
 
@@ -105,7 +105,7 @@ impl Breaker {
         }
     }
 
-    /// There was no order to see with: the next one may be it.
+    /// There was no order to see with, or none that the PSP was called for: the next one may be it.
     pub fn found_no_probe(&mut self, now: Instant) {
         match self.circuit {
             Circuit::HalfOpen { .. } => self.circuit = Circuit::Open { until: now },

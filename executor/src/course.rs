@@ -18,10 +18,14 @@
 //!   the same key may have been executed: UNKNOWN.
 //! - In one step, where the shopper would have to act, the cancellation is taken and carried out later. The payment waits for something
 //!   that only the holder of that very answer can give it: the address of a redirect, the data of a challenge, a voucher. Nobody has it:
-//!   answers are read for their codes and never stored. So nothing can be authorised from the moment of that answer on, and the
-//!   cancellation closes what is left. FAILED waits for it to be taken, not for its webhook: Adyen reports as unsuccessful the
-//!   cancellation of a payment that was never authorised, and such orders would all wait for a person. Should the PSP authorise all the
-//!   same, its webhook brings a SUCCESSFUL beside the FAILED, which always ends in review.
+//!   answers are read for their codes and never stored. We assume, as no document of Adyen's says it, that nothing can be authorised
+//!   from the moment of that answer on, and that the cancellation closes what is left. FAILED waits for it to be taken, not for its
+//!   webhook: as we read Adyen, the cancellation of a payment that was never authorised is reported as unsuccessful, and such orders
+//!   would all wait for a person. Should the PSP authorise all the same, its webhook brings a SUCCESSFUL beside the FAILED, which always
+//!   ends in review.
+//!
+//! After expiresAt nothing is sent that could be the first to move money, with one exception: in one step, a call that may have been
+//! executed is sent again under its key, as nothing else can tell. If it never arrived, this one charges: late, and once.
 //!
 //! A PSP without look-up is never asked how a payment stands. Doubt is settled by the same request under the same key, by its webhooks, or
 //! by a person at the end of the ladder.
@@ -40,7 +44,7 @@ pub struct Known {
     pub first_attempt_at: Option<OffsetDateTime>,
     /// One of its calls may have been executed: not all of them were turned away.
     pub in_doubt: bool,
-    /// No charge is begun after this.
+    /// See [`crate::psp::Order::expires_at`].
     pub expires_at: OffsetDateTime,
 }
 
@@ -118,6 +122,20 @@ pub fn first(known: Known, psp: Capabilities, now: OffsetDateTime) -> Next {
             PspStatus::Unknown,
             Reason::ours(code::RESOLUTION_EXHAUSTED, "the PSP may have forgotten the idempotency key"),
         ),
+    }
+}
+
+/// Whether a try of this call may begin now. A claim and a first try lie behind some of them: time has passed.
+pub fn may_begin(operation: Operation, known: Known, psp: Capabilities, now: OffsetDateTime) -> bool {
+    let in_time = now < known.expires_at;
+    match operation {
+        Operation::Get | Operation::Cancel => true,
+        // It moves no money. What may have been created is asked for by its key, to be cancelled.
+        Operation::Create => in_time || known.first_attempt_at.is_some() || known.in_doubt,
+        // Whether an earlier one was executed is looked up.
+        Operation::Confirm if psp.two_step => in_time,
+        // Whether an earlier one was executed only the same again can tell.
+        Operation::Confirm => in_time || known.in_doubt,
     }
 }
 

@@ -37,7 +37,7 @@ use crate::{
     group::{Group, NotWritten},
     lane::{Lane, Lanes},
     metrics::Metrics,
-    psp::{Answer, Call, Psps},
+    psp::{Answer, Call, Psps, Verdict},
     record::{self, Finding, Outcome, Recorded},
     store::{self, Advance, Finished, Queue, Started},
     turn::{Claimed, Turn, begin, turn},
@@ -141,9 +141,11 @@ impl Executor {
                 }
             };
             backoff.reset();
-            if found.is_empty() {
+            // Orders that end without a call, expired ones for instance, say nothing about the PSP.
+            if found.iter().all(|claimed| claimed.turn.started().is_none()) {
                 lane.found_nothing();
-            } else {
+            }
+            if !found.is_empty() {
                 last_found = Instant::now();
             }
             let more = found.len() == limit;
@@ -217,7 +219,8 @@ impl Executor {
                 return;
             }
             failpoints::reached("E1");
-            let answer = failpoints::called(lane.call(call, &claimed.order, deadline)).await;
+            let answering = lane.call(call, &claimed.order, claimed.known, deadline);
+            let answer = failpoints::called(answering).await;
             failpoints::reached("E3");
             log_answer(&claimed, call, &answer);
             claimed.reference = answer.reference.clone().or_else(|| claimed.reference.take());
@@ -227,6 +230,7 @@ impl Executor {
                 in_doubt: claimed.known.in_doubt || answer.in_doubt,
             };
             claimed.known.first_attempt_at.get_or_insert(answer.obtained_at);
+            claimed.known.in_doubt = situation.in_doubt || answer.verdict != Verdict::Later;
             let next = match course::next(situation, call.operation, &answer, &mut cancelling) {
                 // Between two calls is a good moment to stop: whoever comes next looks up how it stands.
                 Next::Call(_) if self.shutdown.requested() || lane.is_open() => {
@@ -264,14 +268,16 @@ impl Executor {
     }
 
     async fn record(&self, claimed: Claimed, finished: Option<Finished>) {
-        let Claimed { order, trace_id, reference, source, claim, turn: Turn::Concluded(outcome), .. } =
-            claimed
+        let Claimed {
+            order, known, trace_id, reference, source, claim, turn: Turn::Concluded(outcome), ..
+        } = claimed
         else {
             return;
         };
         let payment_order_id = order.payment_order_id;
         let event_id = Uuid::now_v7();
-        let finding = Finding { payment_order_id, source, claim: Some(claim), finished, outcome, event_id };
+        let (claim, in_doubt) = (Some(claim), known.in_doubt);
+        let finding = Finding { payment_order_id, source, claim, finished, outcome, in_doubt, event_id };
         match self.findings.write(finding).await {
             Ok(Recorded { event: Some(event), state }) => {
                 self.metrics

@@ -19,6 +19,10 @@ pub(crate) async fn called<F: Future>(call: F) -> F::Output {
 }
 
 /// At the end of the work of a transaction: E5 is before its COMMIT is sent, E6 is between that and the answer.
+#[cfg_attr(
+    not(feature = "failpoints"),
+    expect(clippy::unused_async, reason = "waits for the COMMIT where there are failpoints")
+)]
 pub(crate) async fn committing(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     reached("E5");
     #[cfg(feature = "failpoints")]

@@ -35,6 +35,7 @@ use sqlx::PgPool;
 use tokio::sync::Notify;
 
 use crate::{
+    clock::Clock,
     config::Config,
     metrics::Metrics,
     psp::Psps,
@@ -54,6 +55,7 @@ type Consumer = StreamConsumer<Log>;
 pub struct Intake {
     consumer: Consumer,
     decoder: Decoder<PaymentOrderRequestedEvent>,
+    clock: Clock,
     pool: PgPool,
     psps: Psps,
     metrics: Metrics,
@@ -103,7 +105,21 @@ impl Intake {
         consumer.subscribe(&[&config.requests_topic]).context("subscription")?;
         let (ahead, done, commit_at) = (vec![], HashMap::new(), Instant::now());
         let trouble = None;
-        Ok(Self { consumer, decoder, pool, psps, metrics, wake, shutdown, ahead, done, commit_at, trouble })
+        let clock = config.clock.clone();
+        Ok(Self {
+            consumer,
+            decoder,
+            clock,
+            pool,
+            psps,
+            metrics,
+            wake,
+            shutdown,
+            ahead,
+            done,
+            commit_at,
+            trouble,
+        })
     }
 
     /// Takes requests in until asked to stop.
@@ -172,7 +188,7 @@ impl Intake {
         let mut read = Vec::with_capacity(batch.len());
         for record in batch {
             loop {
-                match request::read(&record, &self.decoder, &self.psps).await {
+                match request::read(&record, &self.decoder, &self.psps, self.clock.now()).await {
                     Ok(outcome) => break read.push((record, outcome)),
                     Err(text) => self.hold("registry", &text, &mut backoff).await?,
                 }

@@ -21,7 +21,9 @@ use chassis::{backoff::Backoff, shutdown::Shutdown};
 
 use crate::{
     breaker::{Admission, Breaker, State},
+    clock::Clock,
     config::{Config, LEASE_MARGIN},
+    course::{self, Known},
     metrics::Metrics,
     psp::{Answer, Call, Order, Psp, Psps, Verdict, code},
 };
@@ -42,6 +44,7 @@ pub struct Lane {
     breaker: Mutex<Breaker>,
     metrics: Metrics,
     shutdown: Shutdown,
+    clock: Clock,
 }
 
 /// One lane per PSP, by its name.
@@ -57,6 +60,7 @@ impl Lane {
             breaker: Mutex::new(Breaker::new(pause, probe)),
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
+            clock: config.clock.clone(),
         };
         psps.iter().map(|psp| (psp.name(), Arc::new(lane(psp)))).collect()
     }
@@ -64,7 +68,7 @@ impl Lane {
     /// Of so many orders, how many may be taken up now; None if the end came while none could be.
     pub async fn admitted(&self, room: usize) -> Option<usize> {
         loop {
-            match self.with_breaker(|breaker, now| breaker.admits(now)) {
+            match self.with_breaker(Breaker::admits) {
                 Admission::All => return Some(room),
                 Admission::One => return Some(room.min(1)),
                 Admission::NotBefore(until) => {
@@ -76,7 +80,7 @@ impl Lane {
         }
     }
 
-    /// Nothing was taken up, although it could have been.
+    /// Nothing was taken up that the PSP is called for, although it could have been.
     pub fn found_nothing(&self) {
         self.with_breaker(Breaker::found_no_probe);
     }
@@ -86,11 +90,16 @@ impl Lane {
         self.with_breaker(|breaker, _| breaker.state()) == State::Open
     }
 
-    /// Calls the PSP, at most three times, until `deadline`.
-    pub async fn call(&self, call: &Call, order: &Order, deadline: Instant) -> Answer {
+    /// Calls the PSP, at most three times, until `deadline`, and not at all once it is too late for what is `known` of the order.
+    pub async fn call(&self, call: &Call, order: &Order, known: Known, deadline: Instant) -> Answer {
         let mut backoff = Backoff::new(AGAIN_FIRST, AGAIN_MAX);
         let mut doubtful = None;
         for tries_left in (0..TRIES_MAX).rev() {
+            if !self.may_begin(call, known, doubtful.is_some()) {
+                self.found_nothing();
+                let late = Answer::new(Verdict::Later).error(code::EXPIRED, "too late to be sent");
+                return conclude(late, doubtful);
+            }
             let answer = self.try_once(call, order, deadline).await;
             let pause = backoff.next_delay();
             let again = tries_left > 0
@@ -109,11 +118,16 @@ impl Lane {
         conclude(Answer::new(Verdict::Unclear), doubtful)
     }
 
+    fn may_begin(&self, call: &Call, known: Known, doubtful: bool) -> bool {
+        let known = Known { in_doubt: known.in_doubt || doubtful, ..known };
+        course::may_begin(call.operation, known, self.psp.capabilities(), self.clock.now())
+    }
+
     async fn try_once(&self, call: &Call, order: &Order, deadline: Instant) -> Answer {
         let begun = Instant::now();
         let within = deadline.saturating_duration_since(begun);
         let answer = match tokio::time::timeout(within, self.psp.send(call, order)).await {
-            Ok(answer) => answer,
+            Ok(answer) => answer.keepable(),
             Err(_) => Answer { took: begun.elapsed(), ..Answer::new(Verdict::Unclear) }
                 .error(code::PSP_TIMEOUT, "no answer within the limit"),
         };
@@ -226,7 +240,8 @@ mod tests {
         let (pause, probe) = (Duration::from_secs(5), Duration::from_secs(9));
         let psp = Arc::clone(psps.get("SCRIPTED").unwrap());
         let breaker = Mutex::new(Breaker::new(pause, probe));
-        (Arc::new(Lane { psp, breaker, metrics: metrics.clone(), shutdown }), metrics)
+        let clock = Clock::default();
+        (Arc::new(Lane { psp, breaker, metrics: metrics.clone(), shutdown, clock }), metrics)
     }
 
     fn order() -> Order {
@@ -242,11 +257,21 @@ mod tests {
     }
 
     async fn call(lane: &Lane, within: Duration) -> Answer {
-        let call = lane.psp.prepare(Operation::Confirm, &order(), None).unwrap();
-        lane.call(&call, &order(), Instant::now() + within).await
+        let known = Known {
+            has_reference: false,
+            first_attempt_at: None,
+            in_doubt: false,
+            expires_at: OffsetDateTime::now_utc() + Duration::from_hours(1),
+        };
+        call_for(lane, known, within).await
     }
 
-    const LONG: Duration = Duration::from_secs(60);
+    async fn call_for(lane: &Lane, known: Known, within: Duration) -> Answer {
+        let call = lane.psp.prepare(Operation::Confirm, &order(), None).unwrap();
+        lane.call(&call, &order(), known, Instant::now() + within).await
+    }
+
+    const LONG: Duration = Duration::from_mins(1);
 
     #[tokio::test]
     async fn what_was_turned_away_is_tried_three_times_and_an_answer_ends_it() {
@@ -275,6 +300,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reference_that_cannot_be_kept_does_not_spoil_the_answer() {
+        let odd = Answer { reference: Some("pi_\0".into()), ..answer(Verdict::Succeeded, 200) };
+        let (lane, _) = lane([odd]);
+        let found = call(&lane, LONG).await;
+        assert_eq!((found.verdict, found.reference), (Verdict::Succeeded, None));
+    }
+
+    #[tokio::test]
     async fn the_psps_word_on_trying_again_counts_most() {
         let refusing = Answer { try_again: Some(false), ..answer(Verdict::Unclear, 500) };
         let (lane, _) = lane([refusing, answer(Verdict::Succeeded, 200)]);
@@ -293,6 +326,39 @@ mod tests {
         let (lane, metrics) = self::lane([answer(Verdict::Later, 429), answer(Verdict::Succeeded, 200)]);
         assert_eq!(call(&lane, Duration::from_millis(200)).await.verdict, Verdict::Later);
         assert_eq!(metrics.psp_retries.with_label_values(&["scripted", "confirm"]).get(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_try_that_could_be_the_first_to_charge_begins_too_late() {
+        let busy = || answer(Verdict::Later, 429);
+        let known = |in_doubt| Known {
+            has_reference: false,
+            first_attempt_at: Some(OffsetDateTime::now_utc()),
+            in_doubt,
+            expires_at: OffsetDateTime::now_utc() + Duration::from_hours(1),
+        };
+        // It expires during the pause after the first try.
+        let during = async |answers: Vec<Answer>, in_doubt| {
+            let (lane, _) = lane(answers);
+            let clock = lane.clock.clone();
+            let (found, ()) = tokio::join!(call_for(&lane, known(in_doubt), LONG), async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                clock.advance(Duration::from_hours(2));
+            });
+            (found.verdict, found.error_code, found.in_doubt)
+        };
+        let paid = || answer(Verdict::Succeeded, 200);
+        let late = (Verdict::Later, Some(code::EXPIRED.to_owned()), false);
+        assert_eq!(during(vec![busy(), paid()], false).await, late);
+        // What may have been executed is asked for all the same.
+        let broken = answer(Verdict::Unclear, 500);
+        assert_eq!(during(vec![broken, paid()], false).await, (Verdict::Succeeded, None, true));
+        assert_eq!(during(vec![busy(), paid()], true).await, (Verdict::Succeeded, None, false));
+        // It expired between the claim and the call.
+        let (lane, _) = lane([paid()]);
+        lane.clock.advance(Duration::from_hours(2));
+        assert_eq!(call_for(&lane, known(false), LONG).await.verdict, Verdict::Later);
+        assert_eq!(call_for(&lane, known(true), LONG).await.verdict, Verdict::Succeeded);
     }
 
     #[tokio::test]

@@ -24,6 +24,9 @@ use uuid::Uuid;
 
 use self::{currency::Currencies, declines::Kind};
 
+/// Both databases keep so much of a reference.
+const REFERENCE_MAX_CHARS: usize = 255;
+
 /// A payment order as a PSP needs it.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -39,7 +42,8 @@ pub struct Order {
     pub payment_method: SecretString,
     /// The merchant's own id.
     pub merchant_reference: String,
-    /// No charge is begun after this.
+    /// No try of a call that could be the first to move money begins after this. In two steps that is every confirmation. In one step it
+    /// is not the replay of a call that may have been executed: only that can tell, and if the call never arrived, it charges late, once.
     pub expires_at: OffsetDateTime,
 }
 
@@ -258,6 +262,14 @@ impl Answer {
         }
     }
 
+    /// The same without references that cannot be kept. Every answer goes through this, whoever brought it.
+    #[must_use]
+    pub fn keepable(mut self) -> Self {
+        self.reference = self.reference.filter(|text| is_keepable(text));
+        self.request_id = self.request_id.filter(|text| is_keepable(text));
+        self
+    }
+
     /// The same with an error code and a text, sanitised here.
     #[must_use]
     pub fn error(mut self, code: &str, message: &str) -> Self {
@@ -267,6 +279,11 @@ impl Answer {
         self.error_message = Some(sanitise_error_message(message)).filter(|text| !text.is_empty());
         self
     }
+}
+
+/// True for a reference that both databases and the event keep as it is: 1 to 255 characters, none of them a control character.
+fn is_keepable(reference: &str) -> bool {
+    (1..=REFERENCE_MAX_CHARS).contains(&reference.chars().count()) && !reference.contains(char::is_control)
 }
 
 /// A request, ready to be sent. Made twice for the same order it is the same, byte by byte.
@@ -360,5 +377,33 @@ impl Psps {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Psp>> {
         self.0.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_kept_as_it_is_or_not_at_all() {
+        let (longest, too_long) = ("é".repeat(255), "é".repeat(256));
+        for (reference, kept) in [
+            ("pi_1", true),
+            (&*longest, true),
+            ("", false),
+            (&*too_long, false),
+            ("pi_\0", false),
+            ("pi_1\n", false),
+            ("pi_\u{85}", false),
+        ] {
+            let answer = Answer {
+                reference: Some(reference.to_owned()),
+                request_id: Some(reference.to_owned()),
+                ..Answer::new(Verdict::Succeeded)
+            };
+            let expected = kept.then_some(reference);
+            let found = answer.keepable();
+            assert_eq!((found.reference.as_deref(), found.request_id.as_deref()), (expected, expected));
+        }
     }
 }

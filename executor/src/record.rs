@@ -34,7 +34,7 @@ use crate::{
 const AGAIN_FIRST: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
 
-/// After so many calls in a row that were not executed, an order that exists at the PSP takes a step of the ladder.
+/// After so many calls in a row that were not executed, an order that exists at the PSP, or may, takes a step of the ladder.
 const LATER_MAX: i16 = 10;
 
 /// Who brought a result.
@@ -120,6 +120,8 @@ pub struct Finding {
     pub finished: Option<Finished>,
     /// The finding itself.
     pub outcome: Outcome,
+    /// A call for the order may have been executed: not all of them were turned away.
+    pub in_doubt: bool,
     /// Id of the event, should it become one: drawn before, so that writing it twice is writing it once.
     pub event_id: Uuid,
 }
@@ -343,7 +345,7 @@ fn settle(standing: &Standing, finding: Finding, ladder: &[Duration], now: Offse
     let moved = |state, due_in, rung, failures| {
         Some(Moved { state, psp_reference: learnt.clone(), due_in, rung, failures })
     };
-    let begun = learnt.is_some() || standing.psp_reference.is_some();
+    let begun = learnt.is_some() || standing.psp_reference.is_some() || finding.in_doubt;
     match finding.outcome {
         Outcome::Result(result) => {
             match ends(&result) {
@@ -357,9 +359,11 @@ fn settle(standing: &Standing, finding: Finding, ladder: &[Duration], now: Offse
             change.result = Some(result);
         }
         Outcome::Nothing if open => return look_again(standing, change, None, learnt, ladder, now),
-        // A payment that exists at the PSP and cannot be asked about is in doubt: it takes a step of the ladder, which ends.
+        // A payment that exists at the PSP, or may, and cannot be asked about is in doubt: it takes a step of the ladder, which ends.
+        // The first one says so.
         Outcome::Later { failed: true } if open && begun && standing.failures >= LATER_MAX => {
-            return look_again(standing, change, None, learnt, ladder, now);
+            let doubt = (!standing.known).then(|| doubt(standing, &change, learnt.clone(), now));
+            return look_again(standing, change, doubt, learnt, ladder, now);
         }
         Outcome::Later { failed } if open => {
             let state = if standing.known { State::Resolving } else { State::Queued };
@@ -386,6 +390,24 @@ fn ends(result: &PspResultUpdateEvent) -> Option<State> {
             ) => Some(State::Review),
             _ => None,
         },
+    }
+}
+
+/// What is said of an order that may have been charged, and of which nothing was said yet.
+fn doubt(
+    standing: &Standing,
+    change: &Change,
+    learnt: Option<String>,
+    now: OffsetDateTime,
+) -> PspResultUpdateEvent {
+    let code = change.finished.as_ref().and_then(|finished| finished.answer.error_code.clone());
+    PspResultUpdateEvent {
+        payment_order_id: standing.payment_order_id,
+        psp_status: PspStatus::Unknown,
+        psp_reference: standing.psp_reference.clone().or(learnt),
+        event_time: now.replace_microsecond(now.microsecond()).unwrap_or(now),
+        error_code: Some(code.unwrap_or_else(|| code::PSP_ERROR.to_owned())),
+        error_message: Some("a call may have been executed, and the PSP takes no further one".to_owned()),
     }
 }
 
@@ -433,3 +455,6 @@ fn pause(failures: i16) -> Duration {
     let doublings = u32::try_from(failures.clamp(0, 16)).unwrap_or(0);
     AGAIN_FIRST.saturating_mul(1 << doublings).min(AGAIN_MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! From a record of the topic to a request that can be carried out, or the reason why it is not one. Pure, but for the registry.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use chassis::telemetry::TraceContext;
 use rdkafka::message::{Headers as _, Message as _, OwnedHeaders, OwnedMessage};
@@ -11,6 +14,7 @@ use schema::{
     wire::Envelope,
 };
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::psp::Psps;
@@ -19,6 +23,11 @@ use crate::psp::Psps;
 const TEXT_MAX_CHARS: usize = 500;
 /// W3C Trace Context: at least 512 characters must be kept.
 const TRACESTATE_MAX_BYTES: usize = 512;
+
+/// A request may be begun for so long at most after it was taken in, whatever it says: the payment service gives 12 hours, and clocks may
+/// differ. All that is ever begun for an order, also by a database that was put back and reads the topic again, lies within this time,
+/// and every PSP remembers an idempotency key for longer.
+const LIFETIME_MAX: Duration = Duration::from_hours(13);
 
 /// A request that can be carried out.
 #[derive(Clone, Debug)]
@@ -67,19 +76,22 @@ pub enum Reason {
     Text,
     /// A text looks like a card number.
     CardNumber,
+    /// It could be begun after the PSP has forgotten its idempotency key.
+    Lifetime,
     /// The database refused it.
     Refused,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Undecodable,
         Self::KeyMismatch,
         Self::UnknownPsp,
         Self::Amount,
         Self::Text,
         Self::CardNumber,
+        Self::Lifetime,
         Self::Refused,
     ];
 
@@ -92,6 +104,7 @@ impl Reason {
             Self::Amount => "AMOUNT",
             Self::Text => "TEXT",
             Self::CardNumber => "CARD_NUMBER",
+            Self::Lifetime => "LIFETIME",
             Self::Refused => "REFUSED",
         }
     }
@@ -102,6 +115,7 @@ pub async fn read(
     record: &OwnedMessage,
     decoder: &Decoder<PaymentOrderRequestedEvent>,
     psps: &Psps,
+    now: OffsetDateTime,
 ) -> Result<Result<Request, Quarantined>, String> {
     let event = match decoder.decode(record.payload()).await {
         Ok(event) => event,
@@ -110,7 +124,7 @@ pub async fn read(
             return Ok(Err(quarantined(record, Reason::Undecodable, &text)));
         }
     };
-    if let Err((reason, text)) = check(&event, record.key(), psps) {
+    if let Err((reason, text)) = check(&event, record.key(), psps, now) {
         return Ok(Err(quarantined(record, reason, &text)));
     }
     let Ok(envelope) = with_headers(record, Envelope::read) else {
@@ -161,6 +175,7 @@ fn check(
     event: &PaymentOrderRequestedEvent,
     key: Option<&[u8]>,
     psps: &Psps,
+    now: OffsetDateTime,
 ) -> Result<(), (Reason, String)> {
     if key != Some(event.payment_order_id.to_string().as_bytes()) {
         return Err((
@@ -197,6 +212,12 @@ fn check(
         return Err((
             Reason::Text,
             "the merchant reference is too long or has control characters".to_owned(),
+        ));
+    }
+    if event.expires_at > now + LIFETIME_MAX {
+        return Err((
+            Reason::Lifetime,
+            format!("it expires more than 13 hours from now, at {}", event.expires_at),
         ));
     }
     Ok(())
@@ -237,14 +258,13 @@ fn with_headers<T>(
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use rdkafka::{
         Timestamp,
         message::{Header, OwnedHeaders},
     };
     use secrecy::SecretString;
-    use time::OffsetDateTime;
 
     use super::*;
     use crate::psp::{Psp, http::Site, stripe::Stripe};
@@ -274,7 +294,9 @@ mod tests {
             let mut event = event();
             let key = event.payment_order_id.to_string();
             change(&mut event);
-            check(&event, Some(key.as_bytes()), &psps).err().map(|(reason, _)| reason)
+            check(&event, Some(key.as_bytes()), &psps, OffsetDateTime::UNIX_EPOCH)
+                .err()
+                .map(|(reason, _)| reason)
         };
         assert_eq!(refused(&|_| {}), None);
         assert_eq!(refused(&|e| e.payment_order_id = Uuid::from_u128(2)), Some(Reason::KeyMismatch));
@@ -289,7 +311,13 @@ mod tests {
         }
         assert_eq!(refused(&|e| e.merchant_reference = "a\0".into()), Some(Reason::Text));
         assert_eq!(refused(&|e| e.merchant_reference = "a".repeat(501)), Some(Reason::Text));
-        assert_eq!(check(&event(), None, &psps).unwrap_err().0, Reason::KeyMismatch);
+        assert_eq!(
+            check(&event(), None, &psps, OffsetDateTime::UNIX_EPOCH).unwrap_err().0,
+            Reason::KeyMismatch
+        );
+        let at = |expires_in| refused(&|e| e.expires_at += expires_in);
+        assert_eq!(at(Duration::from_hours(13)), None);
+        assert_eq!(at(Duration::from_hours(13) + Duration::from_micros(1)), Some(Reason::Lifetime));
         let card = |refused: Option<Reason>| assert_eq!(refused, Some(Reason::CardNumber));
         card(refused(&|e| e.payment_method = "4111111111111111".into()));
         card(refused(&|e| e.payment_method = "pm_4111111111111111".into()));

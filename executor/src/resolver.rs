@@ -6,7 +6,8 @@
 //! charged, confirmed again under the same key; without an id the same creation is sent again, as long as the PSP remembers the key.
 //!
 //! An order leaves the ladder by a final result, or at its end by UNKNOWN/RESOLUTION_EXHAUSTED: for a person to look at. Age alone never
-//! makes it FAILED. If the process dies here, the claim runs out and the next one begins again.
+//! makes it FAILED. If the process dies here, the claim runs out and the next one begins again. A claim that runs out the third time in a
+//! row, without an answer recorded in between, takes a step of the ladder itself: whatever cannot be written ends there, too.
 
 use std::{sync::Arc, time::Duration};
 

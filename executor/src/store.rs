@@ -94,6 +94,8 @@ pub struct Candidate {
     pub first_attempt_at: Option<OffsetDateTime>,
     /// One of its calls may have been executed: not all of them were turned away.
     pub in_doubt: bool,
+    /// Claims of it that ran out since the last answer that was recorded, this one included if it did; None if it did not.
+    pub lapses: Option<i16>,
 }
 
 /// Locks up to `limit` orders of a PSP that are due and that nobody else is claiming. What is due by time follows a
@@ -128,7 +130,8 @@ pub async fn lock_due(
     let sql = format!(
         "{sql} SELECT due.*, due.first_attempt_at IS NOT NULL AND EXISTS (
                           SELECT FROM executor.psp_attempts a
-                          WHERE a.payment_order_id = due.payment_order_id AND a.verdict IS DISTINCT FROM 'LATER') AS in_doubt
+                          WHERE a.payment_order_id = due.payment_order_id AND a.verdict IS DISTINCT FROM 'LATER') AS in_doubt,
+                      CASE WHEN due.state = 'IN_FLIGHT' THEN least(due.lapses, 32766) + 1 END::smallint AS lapsed
          FROM due"
     );
     sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -156,6 +159,7 @@ fn candidate(row: PgRow) -> Result<Candidate, sqlx::Error> {
         reference: row.try_get("psp_reference")?,
         first_attempt_at: row.try_get("first_attempt_at")?,
         in_doubt: row.try_get("in_doubt")?,
+        lapses: row.try_get("lapsed")?,
     })
 }
 
@@ -215,6 +219,7 @@ pub async fn claim(
                  step = CASE WHEN c.operation <> 'GET' THEN c.operation ELSE i.step END,
                  first_attempt_at = CASE WHEN c.operation <> 'GET' THEN coalesce(i.first_attempt_at, clock_timestamp())
                                          ELSE i.first_attempt_at END,
+                 lapses = CASE WHEN i.state = 'IN_FLIGHT' THEN least(i.lapses, 32766) + 1 ELSE i.lapses END,
                  updated_at = clock_timestamp()
              FROM claims c WHERE i.payment_order_id = c.payment_order_id
          ), abandoned AS (
@@ -285,20 +290,27 @@ pub async fn advance(
                                   $13::text[], $14::timestamptz[])
                     AS a (payment_order_id, attempt_id, verdict, http_status, psp_reference, psp_request_id, error_code,
                           error_message, obtained_at)
+         ), locked AS MATERIALIZED (
+             -- In the order of their ids, as everybody locks orders: two groups then never wait for each other.
+             SELECT payment_order_id FROM executor.inbox WHERE payment_order_id = ANY ($1)
+             ORDER BY payment_order_id FOR NO KEY UPDATE
          ), finished AS (
              UPDATE executor.psp_attempts p
              SET status = 'FINISHED', finished_at = a.obtained_at, verdict = a.verdict, http_status = a.http_status,
                  psp_reference = a.psp_reference, psp_request_id = a.psp_request_id, error_code = a.error_code,
                  error_message = a.error_message
-             FROM answers a WHERE p.attempt_id = a.attempt_id
+             FROM answers a JOIN locked USING (payment_order_id) WHERE p.attempt_id = a.attempt_id
          ), kept AS (
              UPDATE executor.inbox i
              SET psp_reference = coalesce(i.psp_reference, a.psp_reference),
                  step = CASE WHEN s.operation <> 'GET' THEN s.operation ELSE i.step END,
+                 -- A webhook may tell the PSP's id before anything was begun: the first call is a look-up then.
+                 first_attempt_at = CASE WHEN s.operation <> 'GET' THEN coalesce(i.first_attempt_at, clock_timestamp())
+                                         ELSE i.first_attempt_at END,
                  lease_until = CASE WHEN i.lease_until < clock_timestamp() + make_interval(secs => $15)
                                     THEN clock_timestamp() + make_interval(secs => $16) ELSE i.lease_until END,
                  updated_at = clock_timestamp()
-             FROM steps s JOIN answers a USING (payment_order_id)
+             FROM locked JOIN steps s USING (payment_order_id) JOIN answers a USING (payment_order_id)
              WHERE i.payment_order_id = s.payment_order_id AND i.claimed_by = s.claim
              RETURNING i.payment_order_id, extract(epoch FROM i.lease_until - clock_timestamp())::float8 AS remaining
          ), started AS (

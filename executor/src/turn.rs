@@ -15,6 +15,10 @@ use crate::{
     store::{Candidate, Queue, Started},
 };
 
+/// From so many claims on that ran out, with no answer recorded in between, each takes a step of the ladder instead of a call: whatever
+/// it is that the database refuses, or that the process dies of, ends with a person.
+const LAPSES_MAX: i16 = 3;
+
 /// An order that is ours until its lease ends.
 pub(crate) struct Claimed {
     pub(crate) order: Order,
@@ -54,7 +58,7 @@ pub(crate) fn begin(
     (claim, lease_end): (Uuid, Instant),
     now: OffsetDateTime,
 ) -> Claimed {
-    let Candidate { order, traceparent, reference, first_attempt_at, in_doubt } = candidate;
+    let Candidate { order, traceparent, reference, first_attempt_at, in_doubt, lapses } = candidate;
     let known = Known {
         has_reference: reference.is_some(),
         first_attempt_at,
@@ -71,6 +75,11 @@ pub(crate) fn begin(
         lease_end,
         turn: Turn::Concluded(Outcome::Nothing),
     };
+    if lapses.is_some_and(|lapses| lapses >= LAPSES_MAX) {
+        let payment_order_id = claimed.order.payment_order_id;
+        tracing::error!(trace_id = claimed.trace_id, %payment_order_id, lapses, "claims run out, one after the other: left alone for a while");
+        return claimed;
+    }
     claimed.turn = turn(lane, course::first(known, lane.psp.capabilities(), now), &claimed, now);
     claimed
 }

@@ -100,7 +100,7 @@ async fn session(relay: &Arc<Relay>, lock: &LeaderLock, stop: &Stop) -> Result<u
         Ok(Some(caught_up)) => caught_up,
         ended => {
             stop.abandon.cancel();
-            reading.await.and(ended.map(drop)).map_err(failed)?;
+            reading.await.and_then(|()| ended.map(drop)).map_err(failed)?;
             return Ok(0);
         }
     };

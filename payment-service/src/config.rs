@@ -1,6 +1,6 @@
 //! Settings. Each is a flag and an environment variable; its comment is its help.
 
-use std::{net::SocketAddr, str::FromStr};
+use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
 use clap::Args;
@@ -40,8 +40,9 @@ pub struct Config {
     /// Most requests that the API works on at once; further ones are asked to come again.
     #[arg(long, env = "REQUESTS_MAX", default_value_t = 512)]
     pub requests_max: usize,
-    /// How long after its creation the first attempt of a payment order may still start. Keep it below the PSPs' idempotency windows.
-    #[arg(long, env = "ORDER_LIFETIME", default_value = "1h")]
+    /// How long after its creation the first attempt of a payment order may still start: 12 hours at most. PSPs remember idempotency
+    /// keys for 24 hours at least; an order that could be begun for longer could be charged twice after a database was put back.
+    #[arg(long, env = "ORDER_LIFETIME", default_value = "1h", value_parser = order_lifetime)]
     pub order_lifetime: humantime::Duration,
     /// Topic of the PSPs' results.
     #[arg(long, env = "RESULTS_TOPIC", default_value = "psp-result-updates")]
@@ -73,6 +74,21 @@ pub struct MigrateConfig {
     /// Role that may read everything and change nothing; may be repeated.
     #[arg(long = "reader")]
     pub readers: Vec<String>,
+}
+
+/// Half of the shortest time for which a PSP remembers an idempotency key (Stripe: 24 hours): room for clocks that differ, and for the
+/// last attempt's own replays.
+const ORDER_LIFETIME_MAX: Duration = Duration::from_hours(12);
+
+fn order_lifetime(text: &str) -> Result<humantime::Duration, String> {
+    let lifetime: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    if lifetime.is_zero() {
+        return Err("no payment order could ever be begun".to_owned());
+    }
+    if *lifetime > ORDER_LIFETIME_MAX {
+        return Err("more than 12h: PSPs forget idempotency keys after 24h, and what is begun then may be a second charge".to_owned());
+    }
+    Ok(lifetime)
 }
 
 /// A caller of the API and the hash of a token. The token itself is forgotten as soon as it is read.
@@ -108,6 +124,27 @@ impl std::fmt::Debug for ApiToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_is_not_begun_when_its_key_may_be_forgotten() {
+        for (text, fits) in [
+            ("1h", true),
+            ("12h", true),
+            ("12h 1ms", false),
+            ("13h", false),
+            ("2days", false),
+            ("0s", false),
+            ("-1h", false),
+            ("soon", false),
+        ] {
+            assert_eq!(order_lifetime(text).is_ok(), fits, "{text}");
+        }
+        assert!(order_lifetime("1day").unwrap_err().contains("second charge"));
+        let arguments = ["x", "--order-lifetime=13h"];
+        let command = Config::augment_args(clap::Command::new("x"));
+        let refused = command.try_get_matches_from(arguments).unwrap_err().to_string();
+        assert!(refused.contains("--order-lifetime") && refused.contains("12h"), "{refused}");
+    }
 
     #[test]
     fn a_token_is_read_and_never_printed() {

@@ -132,7 +132,7 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match perform(Cli::parse().command).await {
+    match Box::pin(perform(Cli::parse().command)).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("testbed: {error:#}");
@@ -171,7 +171,7 @@ async fn perform(command: Command) -> Result<ExitCode> {
                 .await;
         }
         Command::Faults { family, episodes, seed, only, keep } => {
-            return hurt(&Faults { family, episodes, seed, only, keep }).await;
+            return Box::pin(hurt(&Faults { family, episodes, seed, only, keep })).await;
         }
         Command::BenchRelay { events, rates, seconds, saves, peer } => {
             return benchmark(&Bench { events, rates, seconds, saves, peer }).await;

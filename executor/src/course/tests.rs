@@ -57,10 +57,10 @@ fn letter(next: &Next) -> char {
     }
 }
 
-fn letters(situation: Situation, operation: Operation, cancelling: &Option<Cancelling>) -> String {
+fn letters(situation: Situation, operation: Operation, cancelling: Option<&Cancelling>) -> String {
     VERDICTS
         .iter()
-        .map(|&verdict| letter(&next(situation, operation, &answer(verdict), &mut cancelling.clone())))
+        .map(|&verdict| letter(&next(situation, operation, &answer(verdict), &mut cancelling.cloned())))
         .collect()
 }
 
@@ -79,7 +79,7 @@ fn what_follows_from_each_answer_in_two_steps() {
     ];
     for (operation, expired, expected) in rows {
         for in_doubt in [false, true] {
-            let found = letters(situation(TWO_STEPS, expired, in_doubt), operation, &None);
+            let found = letters(situation(TWO_STEPS, expired, in_doubt), operation, None);
             assert_eq!(found, expected, "{operation:?}, expired: {expired}, in doubt: {in_doubt}");
         }
     }
@@ -97,7 +97,7 @@ fn what_follows_from_each_answer_in_one_step() {
     ];
     for (operation, in_doubt, cancelling, expected) in rows {
         for expired in [false, true] {
-            let found = letters(situation(ONE_STEP, expired, in_doubt), operation, cancelling);
+            let found = letters(situation(ONE_STEP, expired, in_doubt), operation, cancelling.as_ref());
             assert_eq!(found, expected, "{operation:?}, expired: {expired}, in doubt: {in_doubt}");
         }
     }
@@ -146,7 +146,7 @@ fn a_psp_is_asked_for_nothing_that_it_cannot_do() {
     for operation in Operation::ALL {
         for cancelling in [None, waiting_for_shopper()] {
             for (expired, in_doubt) in [(false, false), (false, true), (true, false), (true, true)] {
-                let found = letters(situation(ONE_STEP, expired, in_doubt), operation, &cancelling);
+                let found = letters(situation(ONE_STEP, expired, in_doubt), operation, cancelling.as_ref());
                 assert!(!found.contains(['G', 'c']), "{operation:?} {found}");
             }
         }
@@ -185,7 +185,7 @@ fn what_comes_first() {
     let now = OffsetDateTime::now_utc();
     let (fresh, old) = (now + Duration::from_mins(1), now - Duration::from_mins(1));
     let ago = |hours: u64| Some(now - Duration::from_hours(hours));
-    let almost = |hours: u64| Some(now - (Duration::from_hours(hours) - Duration::from_secs(1)));
+    let almost = |hours: u64| Some(now - Duration::from_hours(hours) + Duration::from_secs(1));
     // With a reference, the first attempt, in doubt, expires: in two steps, in one.
     let rows = [
         (false, None, false, fresh, 'c', 'C'),
@@ -206,6 +206,27 @@ fn what_comes_first() {
         let known = Known { has_reference, first_attempt_at, in_doubt, expires_at };
         assert_eq!(letter(&first(known, TWO_STEPS, now)), two_steps, "{known:?}");
         assert_eq!(letter(&first(known, ONE_STEP, now)), one_step, "{known:?}");
+    }
+}
+
+#[test]
+fn no_call_that_could_be_the_first_to_charge_begins_too_late() {
+    let now = OffsetDateTime::now_utc();
+    let (fresh, old) = (now + Duration::from_micros(1), now);
+    // When it expires, the first attempt, in doubt: which of create, confirm, get and cancel may begin, in two steps and in one.
+    let rows = [
+        (fresh, None, false, "cCGX", "cCGX"),
+        (old, None, false, "GX", "GX"),
+        (old, Some(now), false, "cGX", "cGX"),
+        (old, Some(now), true, "cGX", "cCGX"),
+    ];
+    for (expires_at, first_attempt_at, in_doubt, two_steps, one_step) in rows {
+        let known = Known { has_reference: true, first_attempt_at, in_doubt, expires_at };
+        for (psp, expected) in [(TWO_STEPS, two_steps), (ONE_STEP, one_step)] {
+            let may = Operation::ALL.into_iter().filter(|&operation| may_begin(operation, known, psp, now));
+            let found: String = may.map(|operation| letter(&Next::Call(operation))).collect();
+            assert_eq!(found, expected, "{known:?} {psp:?}");
+        }
     }
 }
 

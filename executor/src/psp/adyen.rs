@@ -4,8 +4,9 @@
 //! request under the same Idempotency-Key, to which Adyen gives the first answer again for 31 days, and by webhooks. Adyen's
 //! `reference` is our payment order id: it comes back as `merchantReference`, also where an answer was never read.
 //!
-//! **Cancelling** is asynchronous: Adyen takes the order (`received`), and tells the outcome by a CANCELLATION or TECHNICAL_CANCEL
-//! webhook. It is asked for where the answer is that the shopper would have to act. `course` says why FAILED may follow at once.
+//! **Cancelling** is asynchronous: Adyen takes the order (`received`), and tells the outcome by a TECHNICAL_CANCEL webhook, as we cancel
+//! by our own reference. It is asked for where the answer is that the shopper would have to act. `course` says on what assumption
+//! FAILED follows at once.
 //!
 //! **Capture** is the merchant account's setting, and has to be automatic (Adyen's default): `Authorised` counts as paid.
 //!
@@ -24,7 +25,6 @@ use super::{
     Answer, Call, Capabilities, Operation, Order, Psp, Unsendable, adyen_outcomes,
     currency::Currencies,
     http::{Http, Site, secret_header},
-    stripe::is_plain,
 };
 
 /// Adyen keeps keys for at least 31 days.
@@ -90,7 +90,7 @@ impl Adyen {
         // Present where Adyen knows whether the same request can bring another answer.
         let transient = reply.header("transient-error").and_then(|text| text.parse().ok());
         let mut answer = adyen_outcomes::read(call.operation, reply.status, &reply.body, transient, order);
-        answer.request_id = reply.header("pspreference").map(str::to_owned);
+        answer.request_id = reply.header("pspreference").map(str::to_owned).or(answer.request_id);
         if reply.status >= 400 {
             answer.try_again = transient;
         }
@@ -124,19 +124,12 @@ impl Adyen {
         .to_string())
     }
 
-    /// By Adyen's id of the payment, or by ours, as the answer to a payment that waits for the shopper may have none.
-    fn cancellation(&self, id: &str, reference: Option<&str>) -> Result<(String, String), Unsendable> {
+    /// By our reference, always: Adyen's id may be learnt between two tries, and another request under the same key would be refused. The
+    /// answer to a payment that waits for the shopper may have none, either.
+    fn cancellation(&self, id: &str) -> String {
         let own = format!("{id}-cancel");
-        let Some(reference) = reference else {
-            let body =
-                json!({ "merchantAccount": self.merchant_account, "paymentReference": id, "reference": own });
-            return Ok(("/cancels".to_owned(), body.to_string()));
-        };
-        if !is_plain(reference) {
-            return Err(Unsendable(format!("{reference:?} is not a pspReference")));
-        }
-        let body = json!({ "merchantAccount": self.merchant_account, "reference": own });
-        Ok((format!("/payments/{reference}/cancels"), body.to_string()))
+        json!({ "merchantAccount": self.merchant_account, "paymentReference": id, "reference": own })
+            .to_string()
     }
 }
 
@@ -157,16 +150,11 @@ impl Psp for Adyen {
         &CURRENCIES
     }
 
-    fn prepare(
-        &self,
-        operation: Operation,
-        order: &Order,
-        reference: Option<&str>,
-    ) -> Result<Call, Unsendable> {
+    fn prepare(&self, operation: Operation, order: &Order, _: Option<&str>) -> Result<Call, Unsendable> {
         let id = order.payment_order_id.to_string();
         let (path, body) = match operation {
             Operation::Confirm => ("/payments".to_owned(), self.payment(order, &id)?),
-            Operation::Cancel => self.cancellation(&id, reference)?,
+            Operation::Cancel => ("/cancels".to_owned(), self.cancellation(&id)),
             Operation::Create | Operation::Get => {
                 return Err(Unsendable(format!("Adyen knows no {}", operation.label())));
             }
@@ -219,7 +207,7 @@ mod tests {
         assert_eq!((call.method, call.path.as_str()), ("POST", "/payments"));
         assert_eq!(
             call.body,
-            format!(r#"{{"amount":{{"currency":"EUR","value":500}},"merchantAccount":"TestMerchant","#)
+            r#"{"amount":{"currency":"EUR","value":500},"merchantAccount":"TestMerchant","#.to_owned()
                 + r#""metadata":{"merchant_reference":"order \"1\""},"#
                 + r#""paymentMethod":{"storedPaymentMethodId":"M5N7TQ4TG5PFWR50","type":"scheme"},"#
                 + r#""recurringProcessingModel":"UnscheduledCardOnFile","#
@@ -234,23 +222,19 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_is_cancelled_by_adyens_id_or_by_ours() {
-        let known = adyen().prepare(Operation::Cancel, &order(), Some("993617895204576J")).unwrap();
-        assert_eq!(known.path, "/payments/993617895204576J/cancels");
-        assert_eq!(known.body, format!(r#"{{"merchantAccount":"TestMerchant","reference":"{ID}-cancel"}}"#));
-        let unknown = adyen().prepare(Operation::Cancel, &order(), None).unwrap();
-        assert_eq!(unknown.path, "/cancels");
-        let body: Value = serde_json::from_str(&unknown.body).unwrap();
-        assert_eq!(
-            (body["paymentReference"].as_str(), body["reference"].as_str()),
-            (Some(ID), Some(&*format!("{ID}-cancel")))
-        );
-        for call in [known, unknown] {
-            assert_eq!(call.idempotency_key.as_deref(), Some(format!("po:{ID}:cancel").as_str()));
-            assert!(call.idempotency_key.unwrap().len() <= 64);
-        }
-        for wrong in ["", "../payments", "a?b", "a/b"] {
-            assert!(adyen().prepare(Operation::Cancel, &order(), Some(wrong)).is_err(), "{wrong}");
+    fn a_payment_is_cancelled_by_our_reference_whatever_was_learnt_of_it() {
+        let call = adyen().prepare(Operation::Cancel, &order(), None).unwrap();
+        assert_eq!((call.method, call.path.as_str()), ("POST", "/cancels"));
+        let body: Value = serde_json::from_str(&call.body).unwrap();
+        let expected = json!({"merchantAccount": "TestMerchant", "paymentReference": ID, "reference": format!("{ID}-cancel")});
+        assert_eq!(body, expected);
+        let key = call.idempotency_key.clone().unwrap();
+        assert_eq!(key, format!("po:{ID}:cancel"));
+        assert!(key.len() <= 64);
+        // One key is one request.
+        for learnt in ["993617895204576J", "", "../payments"] {
+            let later = adyen().prepare(Operation::Cancel, &order(), Some(learnt)).unwrap();
+            assert_eq!((later.hash(), &later.idempotency_key), (call.hash(), &call.idempotency_key));
         }
     }
 

@@ -170,7 +170,8 @@ fn error(http_status: u16, body: &Value, transient: Option<bool>) -> Answer {
         }
         _ => Answer::new(verdict).error(number.or(kind).unwrap_or(code::PSP_ERROR), message),
     };
-    Answer { reference: reference(body), ..answer }
+    // An error's `pspReference` is the request's, for their support: it is no payment.
+    Answer { request_id: reference(body), ..answer }
 }
 
 fn reference(body: &Value) -> Option<String> {
@@ -299,6 +300,22 @@ mod tests {
             let answer = read_json(Operation::Confirm, status, body, transient);
             let found = (answer.verdict, answer.error_code.as_deref());
             assert_eq!(found, (verdict, Some(error_code)), "{status} {body} {transient:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_a_request_and_no_payment() {
+        for operation in [Operation::Confirm, Operation::Cancel] {
+            for status in [400, 401, 403, 409, 422, 429, 500, 503] {
+                let body = json!({"status": status, "errorType": "internal", "errorCode": "905", "message": "m",
+                    "pspReference": "881234567890123A"});
+                let answer = read_json(operation, status, &body, None);
+                assert_eq!(
+                    (answer.reference, answer.request_id.as_deref()),
+                    (None, Some("881234567890123A")),
+                    "{status}"
+                );
+            }
         }
     }
 

@@ -129,7 +129,7 @@ impl Psp for Stripe {
 }
 
 /// True for what cannot leave its place in a path.
-pub(super) fn is_plain(reference: &str) -> bool {
+fn is_plain(reference: &str) -> bool {
     !reference.is_empty() && reference.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 

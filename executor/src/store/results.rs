@@ -78,10 +78,12 @@ pub async fn apply(tx: &mut PgConnection, changes: &[Change], ahead: Duration) -
          SET state = m.state, psp_status = coalesce(m.psp_status, i.psp_status),
              psp_reference = coalesce(i.psp_reference, m.psp_reference), claimed_by = NULL, lease_until = NULL,
              due_at = clock_timestamp() + make_interval(secs => $16 + m.due_in), rung = m.rung, failures = m.failures,
+             lapses = CASE WHEN m.answered THEN 0 ELSE i.lapses END,
              settled_at = CASE WHEN m.state IN ('SETTLED', 'REVIEW') THEN coalesce(i.settled_at, clock_timestamp()) END,
              updated_at = clock_timestamp()
-         FROM UNNEST($9::uuid[], $10::text[], $11::text[], $12::text[], $13::float8[], $14::smallint[], $15::smallint[])
-              AS m (payment_order_id, state, psp_status, psp_reference, due_in, rung, failures)
+         FROM UNNEST($9::uuid[], $10::text[], $11::text[], $12::text[], $13::float8[], $14::smallint[], $15::smallint[],
+                     $17::boolean[])
+              AS m (payment_order_id, state, psp_status, psp_reference, due_in, rung, failures, answered)
          WHERE i.payment_order_id = m.payment_order_id",
     )
     .bind(answers.iter().map(|f| f.attempt_id).collect::<Vec<_>>())
@@ -100,6 +102,7 @@ pub async fn apply(tx: &mut PgConnection, changes: &[Change], ahead: Duration) -
     .bind(moved.iter().map(|(_, s)| s.rung).collect::<Vec<_>>())
     .bind(moved.iter().map(|(_, s)| s.failures).collect::<Vec<_>>())
     .bind(ahead.as_secs_f64())
+    .bind(moved.iter().map(|(c, _)| c.finished.is_some()).collect::<Vec<_>>())
     .execute(tx)
     .await
     .map(|_| ())

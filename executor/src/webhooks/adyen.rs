@@ -129,7 +129,7 @@ fn arrived(live: &Value, item: &Value, received_at: OffsetDateTime) -> Arrived {
     let key = json!([field("pspReference"), kind, field("success"), field("originalReference")]);
     let alone = json!({"live": live, "notificationItems": [{"NotificationRequestItem": item}]});
     let payment_order_id = Uuid::try_parse(&order).ok();
-    Arrived::event(Sender::Adyen, key.to_string(), &kind, payment_order_id, alone, None, received_at)
+    Arrived::event(Sender::Adyen, &key.to_string(), &kind, payment_order_id, alone, None, received_at)
 }
 
 /// Whether it is of the live platform; None if it does not say.

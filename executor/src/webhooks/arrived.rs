@@ -35,7 +35,7 @@ impl Arrived {
     /// An event that could be read. `raw` is what came, if that is what is kept.
     pub(super) fn event(
         sender: Sender,
-        dedup_key: String,
+        dedup_key: &str,
         event_type: &str,
         payment_order_id: Option<Uuid>,
         mut event: Value,
@@ -44,7 +44,7 @@ impl Arrived {
     ) -> Self {
         let body_masked = mask(&mut event);
         let body = raw.filter(|_| !body_masked).unwrap_or_else(|| event.to_string().into_bytes());
-        let dedup_key = mask_card_numbers_in(&dedup_key).into_owned();
+        let dedup_key = mask_card_numbers_in(dedup_key).into_owned();
         let fits = dedup_key.chars().count() <= DEDUP_KEY_MAX_CHARS && !dedup_key.contains(char::is_control);
         let dedup_key = if fits { dedup_key } else { hash(dedup_key.as_bytes()) };
         let kind = mask_card_numbers_in(event_type);
@@ -90,7 +90,8 @@ fn mask(value: &mut Value) -> bool {
             *text = masked;
             found
         }
-        Value::Array(values) => values.iter_mut().fold(false, |found, value| mask(value) || found),
+        // All of them, also behind the first that is found.
+        Value::Array(values) => values.iter_mut().map(mask).filter(|found| *found).count() > 0,
         Value::Object(fields) => {
             let named = fields.keys().any(|name| mask_card_numbers_in(name) != name.as_str());
             if named {
@@ -134,7 +135,7 @@ mod tests {
         let event = |key: String, kind: &str| {
             Arrived::event(
                 Sender::Stripe,
-                key,
+                &key,
                 kind,
                 None,
                 json!({"a": 1}),

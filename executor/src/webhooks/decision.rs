@@ -22,9 +22,6 @@ use crate::{
     record::State,
 };
 
-/// Both databases keep so much of a reference.
-const REFERENCE_MAX_CHARS: usize = 255;
-
 /// A stored event.
 #[derive(Clone, Debug)]
 pub struct Stored {
@@ -173,8 +170,8 @@ pub(super) fn decide(stored: &Stored, known: Option<&Known>, rules: Rules, now: 
     };
     match meaning {
         Meaning::Nothing => Turn::Done(Outcome::Ignored),
-        Meaning::Evidence(answer) => evidence(known, answer, stored.received_at),
-        Meaning::Hint(answer) => hint(known, answer, stored.received_at),
+        Meaning::Evidence(answer) => evidence(known, answer.keepable(), stored.received_at),
+        Meaning::Hint(answer) => hint(known, answer.keepable(), stored.received_at),
     }
 }
 
@@ -190,13 +187,10 @@ fn evidence(known: &Known, answer: Answer, at: OffsetDateTime) -> Turn {
     if status == PspStatus::Failed && known.failed.contains(&answer.reference) {
         return Turn::Done(Outcome::Known);
     }
-    let reference = answer.reference.filter(|text| {
-        (1..=REFERENCE_MAX_CHARS).contains(&text.chars().count()) && !text.contains(char::is_control)
-    });
     Turn::Record(PspResultUpdateEvent {
         payment_order_id: known.order.payment_order_id,
         psp_status: status,
-        psp_reference: reference,
+        psp_reference: answer.reference,
         event_time: at.replace_microsecond(at.microsecond()).unwrap_or(at),
         error_code,
         error_message: answer.error_message,
@@ -361,6 +355,22 @@ mod tests {
             (mismatch.psp_status, mismatch.error_code.as_deref()),
             (PspStatus::Unknown, Some(code::AMOUNT_MISMATCH))
         );
+    }
+
+    #[test]
+    fn a_reference_that_cannot_be_kept_is_left_out_and_the_rest_counts() {
+        let odd = |kind, status| {
+            let event = stored(kind, status);
+            let body = String::from_utf8(event.body).unwrap().replace("\"pi_1\"", "\"pi_\\u0000\"");
+            Stored { body: body.into_bytes(), ..event }
+        };
+        let open = known(State::Resolving);
+        let Turn::Record(paid) = decided(&odd("payment_intent.succeeded", "succeeded"), Some(&open)) else {
+            panic!()
+        };
+        assert_eq!((paid.psp_status, paid.psp_reference), (PspStatus::Successful, None));
+        let hint = decided(&odd("payment_intent.processing", "processing"), Some(&open));
+        assert_eq!(hint, Turn::Wake(None));
     }
 
     #[test]

@@ -37,7 +37,7 @@ const BATCH_MAX: i64 = 50;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Shortest and longest pause before an event is taken up again.
 const AGAIN_FIRST: Duration = Duration::from_millis(250);
-const AGAIN_MAX: Duration = Duration::from_secs(60);
+const AGAIN_MAX: Duration = Duration::from_mins(1);
 /// First pause after the database has refused what follows from an event, doubled each time, and how often that may happen.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const FAILURES_MAX: i32 = 12;
@@ -222,6 +222,7 @@ impl Processing {
                         claim: None,
                         finished: None,
                         outcome: record::Outcome::Result(result),
+                        in_doubt: false,
                         event_id: Uuid::now_v7(),
                     });
                     finding = true;

@@ -108,7 +108,7 @@ pub(super) fn arrived(body: Vec<u8>, received_at: OffsetDateTime) -> Arrived {
     let kind = event["type"].as_str().unwrap_or_default().to_owned();
     let order = event["data"]["object"]["metadata"]["payment_order_id"].as_str();
     let payment_order_id = order.and_then(|id| Uuid::try_parse(id).ok());
-    Arrived::event(Sender::Stripe, id, &kind, payment_order_id, event, Some(body), received_at)
+    Arrived::event(Sender::Stripe, &id, &kind, payment_order_id, event, Some(body), received_at)
 }
 
 /// Whether it is of the live mode; None if it does not say.

@@ -66,6 +66,41 @@ async fn what_adyen_answered_to_nobody_is_settled_by_the_same_key_with_one_charg
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_long_outage_orders_that_expired_meanwhile_hold_up_no_fresh_one() {
+    let world = World::new("long_outage").await;
+    let port = testbed::stack::free_port().unwrap();
+    let config = world.config(&[
+        &format!("--adyen-base-url=http://127.0.0.1:{port}/v71"),
+        "--psp-timeout=2s",
+        "--breaker-pause=500ms",
+    ]);
+    let clock = config.clock.clone();
+    let running = World::start_with(config);
+    let old: Vec<_> = (0..60).map(|_| adyen_request("success")).collect();
+    world.send_all(&old).await;
+    world.wait_for_count("SELECT count(*) FROM executor.inbox", 60).await;
+    // So many failures open the circuit; from then on a probe goes out now and then, and fails.
+    let failed = "SELECT (count(*) >= 24)::int::bigint FROM executor.psp_attempts WHERE verdict = 'LATER'";
+    world.wait_for_count(failed, 1).await;
+    // Two hours later the PSP is back. All that waits is too old to be begun, but for one.
+    clock.advance(Duration::from_hours(2));
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let psp = <psp_simulator::Config as clap::Parser>::parse_from(["psp-simulator"]);
+    tokio::spawn(psp_simulator::run(listener, psp, stop.clone()));
+    let mut fresh = adyen_request("success");
+    fresh.expires_at += Duration::from_hours(2);
+    world.send_all(std::slice::from_ref(&fresh)).await;
+    world.wait_for_state(fresh.payment_order_id, "SETTLED").await;
+    assert_eq!(world.results(fresh.payment_order_id).await[0].0, "SUCCESSFUL");
+    let expired =
+        "SELECT count(*) FROM executor.psp_results WHERE psp_status = 'UNKNOWN' AND error_code = 'EXPIRED'";
+    world.wait_for_count(expired, 60).await;
+    running.stop().await;
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_psp_that_stalls_holds_up_nobody_elses_orders() {
     let world = World::new("bulkhead").await;
     let running = world.start(&["--concurrency=4", "--psp-timeout=20s"]);

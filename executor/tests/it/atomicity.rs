@@ -22,7 +22,8 @@ fn finding(id: Uuid, status: PspStatus, reference: &str, claim: Option<Uuid>) ->
         error_message: None,
     };
     let (source, outcome) = (Source::Resolver, Outcome::Result(result));
-    Finding { payment_order_id: id, source, claim, finished: None, outcome, event_id: Uuid::now_v7() }
+    let event_id = Uuid::now_v7();
+    Finding { payment_order_id: id, source, claim, finished: None, outcome, in_doubt: false, event_id }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,6 +90,27 @@ async fn a_result_whose_event_cannot_be_written_is_not_written_either() {
     world.wait_for_state(id, "SETTLED").await;
     assert_eq!(world.results(id).await, [("SUCCESSFUL".to_owned(), None, "RESOLVER".to_owned())]);
     assert_eq!((world.events(id).await.len(), world.charges(id).await), (1, 1));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_refuses_for_good_ends_with_a_person() {
+    let world = World::new("refused_for_good").await;
+    for sql in [
+        "CREATE FUNCTION public.poison() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN RAISE EXCEPTION 'poison' USING ERRCODE = 'check_violation'; END $$",
+        "CREATE TRIGGER poison BEFORE INSERT ON executor.psp_attempts FOR EACH ROW WHEN (NEW.operation = 'CONFIRM')
+         EXECUTE FUNCTION public.poison()",
+    ] {
+        sqlx::query(sql).execute(&world.pool).await.unwrap();
+    }
+    let times = ["--psp-timeout=100ms", "--lease=1200ms", "--resolve-after=50ms", "--resolve-then=50ms"];
+    let running = world.start(&times);
+    let id = world.request("pm_card_visa").await;
+    world.wait_for_state(id, "REVIEW").await;
+    let exhausted = ("UNKNOWN".to_owned(), Some("RESOLUTION_EXHAUSTED".to_owned()), "RESOLVER".to_owned());
+    assert_eq!(world.results(id).await, [exhausted]);
+    assert_eq!((world.events(id).await.len(), world.charges(id).await), (1, 0));
     running.stop().await;
 }
 

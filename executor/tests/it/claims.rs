@@ -6,9 +6,13 @@ use executor::{
     psp::{Answer, Operation, Verdict},
     store::{Advance, Finished, Started},
 };
+use sqlx::Connection as _;
 use uuid::Uuid;
 
-use crate::setup::{World, request};
+use crate::{
+    doubt::claimed,
+    setup::{World, request},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_executors_never_make_the_same_call() {
@@ -103,4 +107,53 @@ async fn a_claim_that_was_lost_makes_no_further_call_and_its_answer_counts_all_t
     let cancels = "SELECT count(*) FROM executor.psp_attempts WHERE operation = 'CANCEL'";
     assert_eq!(world.count(cancels).await, 0);
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_locked_in_the_order_of_their_ids_whatever_the_order_of_the_answers() {
+    let world = World::new("lock_order").await;
+    let mut events: Vec<_> = (0..8).map(|_| request("pm_card_visa")).collect();
+    events.sort_by_key(|event| std::cmp::Reverse(event.payment_order_id));
+    for event in &events {
+        claimed(&world, event, Operation::Create, None, "1 h").await;
+    }
+    let mut advances = Vec::new();
+    for event in &events {
+        let payment_order_id = event.payment_order_id;
+        let (claim, attempt_id) = sqlx::query_as(
+            "SELECT i.claimed_by, a.attempt_id FROM executor.inbox i JOIN executor.psp_attempts a USING (payment_order_id)
+             WHERE payment_order_id = $1",
+        )
+        .bind(payment_order_id)
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+        let started = Started {
+            attempt_id: Uuid::now_v7(),
+            operation: Operation::Confirm,
+            idempotency_key: Some("key".to_owned()),
+            request_hash: "hash".to_owned(),
+        };
+        let finished = Finished { attempt_id, answer: Answer::new(Verdict::Unconfirmed) };
+        advances.push(Advance { payment_order_id, claim, finished, started });
+    }
+    let (largest, smallest) = (events[0].payment_order_id, events[7].payment_order_id);
+    let lock = "SELECT FROM executor.inbox WHERE payment_order_id = $1 FOR NO KEY UPDATE NOWAIT";
+    let mut connection = world.pool.acquire().await.unwrap();
+    let mut other = connection.begin().await.unwrap();
+    sqlx::query(lock).bind(smallest).execute(&mut *other).await.unwrap();
+    let service = sqlx::PgPool::connect(&world.database.url("executor")).await.unwrap();
+    let second = Duration::from_secs(1);
+    let advanced = tokio::spawn(async move {
+        executor::store::advance(&service, second, second, second, &advances).await.unwrap()
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    world.wait_for_count(waits, 1).await;
+    // It waits for the smallest id, and holds none that follows.
+    sqlx::query(lock).bind(largest).execute(&mut *other).await.unwrap();
+    other.commit().await.unwrap();
+    assert!(advanced.await.unwrap().iter().all(Option::is_some));
+    let finished =
+        "SELECT count(*) FROM executor.psp_attempts WHERE verdict = 'UNCONFIRMED' AND status = 'FINISHED'";
+    assert_eq!(world.count(finished).await, 8);
 }

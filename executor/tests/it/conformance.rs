@@ -93,7 +93,7 @@ impl Subject {
                 in_doubt,
                 expires_at: order.expires_at,
             };
-            first_attempt_at.get_or_insert(OffsetDateTime::now_utc());
+            first_attempt_at.get_or_insert_with(OffsetDateTime::now_utc);
             let mut cancelling = None;
             let mut next = course::first(known, self.psp.capabilities(), OffsetDateTime::now_utc());
             for _ in 0..6 {

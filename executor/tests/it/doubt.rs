@@ -199,6 +199,50 @@ async fn one_that_was_created_in_time_but_not_confirmed_is_cancelled_when_it_is_
     running.stop().await;
 }
 
+/// An order that was never taken up, of which a webhook told the PSP's id already.
+async fn told_before_it_was_begun(world: &World, event: &PaymentOrderRequestedEvent, reference: &str) {
+    sqlx::query(
+        "INSERT INTO executor.inbox (payment_order_id, psp, amount_minor, currency, payment_method, merchant_reference, expires_at,
+                                     traceparent, psp_reference)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(event.payment_order_id)
+    .bind(&event.psp)
+    .bind(event.amount_minor)
+    .bind(&event.currency)
+    .bind(&event.payment_method)
+    .bind(&event.merchant_reference)
+    .bind(event.expires_at)
+    .bind(TraceContext::new_trace().traceparent())
+    .bind(reference)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_first_call_is_a_look_up_is_carried_out_like_any_other() {
+    let world = World::new("look_up_first").await;
+    let (stripe, order) = stripe(&world);
+    let (fresh, mut old) = (request("pm_card_visa"), request("pm_card_visa"));
+    old.expires_at = OffsetDateTime::now_utc() - Duration::from_secs(1);
+    for event in [&fresh, &old] {
+        let order = order(event);
+        let create = stripe.prepare(Operation::Create, &order, None).unwrap();
+        let reference = stripe.send(&create, &order).await.reference.unwrap();
+        told_before_it_was_begun(&world, event, &reference).await;
+    }
+    let running = world.start(&[]);
+    for (event, status, last) in [(&fresh, "SUCCESSFUL", "CONFIRM"), (&old, "FAILED", "CANCEL")] {
+        let id = event.payment_order_id;
+        world.wait_for_state(id, "SETTLED").await;
+        assert_eq!(world.results(id).await[0].0, status);
+        let made: Vec<String> = world.calls(id).await.into_iter().map(|(operation, _)| operation).collect();
+        assert_eq!(made, ["GET", last]);
+    }
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn after_the_psp_may_have_forgotten_the_key_nothing_is_sent_again() {
     let world = World::new("forgotten").await;

@@ -26,7 +26,7 @@ async fn a_database_that_was_put_back_charges_nobody_again() {
     world.advance_psp(Duration::from_hours(25)).await;
     let config = world.config(&[&format!("--consumer-group={}", world.stack.unique("rewound"))]);
     config.clock.advance(Duration::from_hours(25));
-    let running = world.start_with(config);
+    let running = World::start_with(config);
     world.wait_for_count("SELECT count(*) FROM executor.inbox WHERE state = 'REVIEW'", 20).await;
     assert_eq!(world.ledger().await.len(), 20, "no new charge");
     assert_eq!(
@@ -65,7 +65,7 @@ async fn a_database_put_back_to_the_middle_of_a_call_charges_nobody_again() {
     world.advance_psp(Duration::from_hours(25)).await;
     let config = world.config(&["--resolve-after=50ms", "--resolve-then=50ms"]);
     config.clock.advance(Duration::from_hours(25));
-    let running = world.start_with(config);
+    let running = World::start_with(config);
     let id = event.payment_order_id;
     world.wait_for_state(id, "REVIEW").await;
     assert_eq!(world.results(id).await[0].1.as_deref(), Some("RESOLUTION_EXHAUSTED"));
@@ -91,7 +91,7 @@ async fn the_whole_ladder_takes_five_days_and_ends_with_a_person() {
     let config = world.config(&["--resolve-after=5s", "--resolve-then=30s,5m,1h,24h,24h,24h,24h,24h"]);
     let (clock, ladder) = (config.clock.clone(), config.ladder());
     assert_eq!(ladder.iter().sum::<Duration>(), Duration::from_secs(5 + 30 + 300 + 3600 + 5 * 86_400));
-    let running = world.start_with(config);
+    let running = World::start_with(config);
     for (step, wait) in (1_i16..).zip(&ladder) {
         let begun = Instant::now();
         while rung(&world, id).await != (step, "RESOLVING".to_owned()) {
@@ -99,8 +99,8 @@ async fn the_whole_ladder_takes_five_days_and_ends_with_a_person() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         // Not a moment too early: it is left alone until its time has come.
-        if *wait > Duration::from_secs(60) {
-            clock.advance(*wait - Duration::from_secs(30));
+        if *wait > Duration::from_mins(1) {
+            clock.advance(wait.saturating_sub(Duration::from_secs(30)));
             tokio::time::sleep(Duration::from_millis(400)).await;
             assert_eq!(rung(&world, id).await.0, step);
             clock.advance(Duration::from_secs(30));

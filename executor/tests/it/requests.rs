@@ -1,5 +1,7 @@
 //! What comes from the topic: once, whatever it is.
 
+use std::time::Duration;
+
 use chassis::telemetry::TraceContext;
 use schema::payment_order_requested::PaymentOrderRequestedEvent;
 use uuid::Uuid;
@@ -37,19 +39,20 @@ async fn what_is_not_a_request_is_set_aside_and_holds_nobody_up() {
     world.send_raw(&key, &[0, 0x7f, 0xff, 0xff, 0xff, 1, 2, 3], &traceparent).await;
     world.send_raw(&key, &whole[..whole.len() - 3], &traceparent).await;
     world.send_raw("another key", &whole, &traceparent).await;
-    let changes: [fn(&mut PaymentOrderRequestedEvent); 5] = [
+    let changes: [fn(&mut PaymentOrderRequestedEvent); 6] = [
         |e| e.amount_minor = 0,
         |e| e.psp = "NOBODY".to_owned(),
         |e| e.currency = "euro".to_owned(),
         |e| e.payment_method = "4111111111111111".to_owned(),
         |e| e.merchant_reference = "NUL \0".to_owned(),
+        |e| e.expires_at += Duration::from_hours(13),
     ];
     for change in changes {
         let mut event = request("pm_card_visa");
         change(&mut event);
         world.send(&event, &TraceContext::new_trace()).await;
     }
-    world.wait_for_count("SELECT count(*) FROM executor.quarantine", 9).await;
+    world.wait_for_count("SELECT count(*) FROM executor.quarantine", 10).await;
     let last = world.request("pm_card_visa").await;
     world.wait_for_state(last, "SETTLED").await;
     let reasons: Vec<String> =
@@ -57,7 +60,9 @@ async fn what_is_not_a_request_is_set_aside_and_holds_nobody_up() {
             .fetch_all(&world.pool)
             .await
             .unwrap();
-    assert_eq!(reasons, ["AMOUNT", "CARD_NUMBER", "KEY_MISMATCH", "TEXT", "UNDECODABLE", "UNKNOWN_PSP"]);
+    let expected =
+        ["AMOUNT", "CARD_NUMBER", "KEY_MISMATCH", "LIFETIME", "TEXT", "UNDECODABLE", "UNKNOWN_PSP"];
+    assert_eq!(reasons, expected);
     let kept: (Vec<u8>, Vec<u8>, serde_json::Value) = sqlx::query_as(
         "SELECT record_key, record_value, headers FROM executor.quarantine WHERE reason_code = 'UNDECODABLE' AND record_value = $1",
     )

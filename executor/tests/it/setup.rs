@@ -121,10 +121,10 @@ impl World {
     }
 
     pub(crate) fn start(&self, more: &[&str]) -> Running {
-        self.start_with(self.config(more))
+        Self::start_with(self.config(more))
     }
 
-    pub(crate) fn start_with(&self, config: Config) -> Running {
+    pub(crate) fn start_with(config: Config) -> Running {
         let shutdown = Shutdown::new();
         let task = tokio::spawn(executor::run(config, shutdown.clone()));
         Running { shutdown, task }

@@ -34,7 +34,7 @@ const SCENARIOS: [&str; 16] = [
 ];
 const EACH: usize = 3;
 /// For everything to come to rest; the machine may be busy.
-const REST: Duration = Duration::from_secs(120);
+const REST: Duration = Duration::from_mins(2);
 
 /// A PSP that tells `receiver` everything, and plays all its tricks on it.
 async fn hostile(receiver: &str) -> (String, tokio_util::sync::DropGuard) {

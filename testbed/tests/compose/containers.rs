@@ -132,7 +132,13 @@ fn one_builds_the_image(compose: &Value) -> Vec<String> {
 
 /// Names that a binary knows, from the attributes of its settings: `env = "NAME"`, `long = "name"`.
 fn settings(binary: &str, attribute: &str) -> BTreeSet<String> {
-    let mut sources = read(&format!("{binary}/src/config.rs"));
+    // A stage with many settings of its own has them in a file beside it.
+    let mut sources: String = ["config.rs", "psp/settings.rs", "webhooks/settings.rs"]
+        .map(|file| format!("{binary}/src/{file}"))
+        .into_iter()
+        .filter(|path| root().join(path).exists())
+        .map(|path| read(&path))
+        .collect();
     if read(&format!("{binary}/Cargo.toml")).contains("chassis") {
         sources.push_str(&read("chassis/src/config.rs"));
     }

@@ -96,7 +96,7 @@ struct Findings(BTreeMap<&'static str, BTreeMap<String, String>>);
 impl Findings {
     #[expect(clippy::needless_pass_by_value, reason = "ids and texts alike, without a sign at every call")]
     fn add(&mut self, kind: &'static str, subject: impl ToString, text: impl Into<String>) {
-        self.0.entry(kind).or_default().entry(subject.to_string()).or_insert(text.into());
+        self.0.entry(kind).or_default().entry(subject.to_string()).or_insert_with(|| text.into());
     }
 
     fn count(&self, kind: &str) -> usize {
@@ -225,13 +225,12 @@ fn ends(books: &Books, findings: &mut Findings) {
         let (in_review, charged) = (*state == REVIEW, charged.contains(id.as_str()));
         let (paid, declined) = (successful.contains(&id), failed.contains(&id));
         let right = match ending(asked.payment_method) {
-            None => false,
             Some(_) if in_review => may_be_reviewed(asked),
             Some(Ending::Paid) => paid,
             Some(Ending::Declined) => declined && !paid && !charged,
             // Both are published, for a person to see.
             Some(Ending::Overtaken) => declined && paid,
-            Some(Ending::Misstated | Ending::Untold) => false,
+            Some(Ending::Misstated | Ending::Untold) | None => false,
         };
         if !right {
             let results = match (paid, declined) {
