@@ -166,10 +166,13 @@ impl Payment {
                 *state = State::Cancelled;
                 true
             }
-            // Nothing is authorised.
-            State::Waiting(Waiting::Shopper(_)) | State::ActionRequired(_) => false,
-            // What is authorised is captured already.
-            State::WithIssuer | State::Authorised { .. } | State::Refused(_) | State::Cancelled => false,
+            // Nothing is authorised, or what is authorised is captured already.
+            State::Waiting(Waiting::Shopper(_))
+            | State::ActionRequired(_)
+            | State::WithIssuer
+            | State::Authorised { .. }
+            | State::Refused(_)
+            | State::Cancelled => false,
         }
     }
 }
