@@ -217,34 +217,22 @@ async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
 async fn hurt(faults: &Faults) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let say = |line: &str| println!("{line}");
-    let hurting = async {
-        Ok::<_, anyhow::Error>(match faults.family {
-            Family::Relay => {
-                let faults::Outcome { report, kept } = faults::run(faults, &say).await?;
-                (report.json(), report.table, report.broken, kept)
-            }
-            Family::Executor => {
-                let faults::executor::Outcome { report, kept } = faults::executor::run(faults, &say).await?;
-                (report.json(), report.table, report.broken, kept)
-            }
-        })
-    };
-    let (json, table, broken, kept) = tokio::select! {
-        outcome = hurting => outcome?,
+    let faults::Outcome { report, kept } = tokio::select! {
+        outcome = faults::run(faults, &say) => outcome?,
         () = signals.received() => {
             eprintln!("\ntestbed: broken off; stopping what was started");
             return Ok(ExitCode::from(130));
         }
     };
-    println!("\n{table}");
-    for line in &broken {
+    println!("\n{}", report.table);
+    for line in &report.broken {
         println!("BROKEN  {line}");
     }
     if let Some(folder) = kept {
         println!("logs are in {}", folder.display());
     }
-    println!("{json}");
-    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("{}", report.json());
+    Ok(if report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The last line on stdout is what was measured, as JSON.

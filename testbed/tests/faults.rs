@@ -1,11 +1,12 @@
 //! The relay is hurt in every way, a few times each, and nothing is lost. `make faults` does it hundreds of times.
 
-use testbed::faults::episode::{Cut, Kind, Line, Point, choose};
-use testbed::faults::{Family, perform};
+use testbed::faults::episode::{Cut, choose};
+use testbed::faults::{Outcome, executor, relay};
 use testbed::proxy::Direction;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_is_hurt_in_every_way_loses_nothing() {
+    use relay::episode::{Kind, Line, Point};
     let mut kinds: Vec<Kind> = Point::ALL.map(Kind::Kill).to_vec();
     kinds.extend([
         Kind::KillAnywhere,
@@ -24,15 +25,13 @@ async fn a_relay_that_is_hurt_in_every_way_loses_nothing() {
     let seed = u64::from(std::process::id());
     let episodes = choose(seed, &kinds);
     assert_eq!(episodes.len(), kinds.len());
-    let outcome = perform(Family::Relay, episodes, false, &|line| println!("{line}")).await.unwrap();
-    let report = outcome.report;
-    println!("{}\n{}", report.table, report.json());
-    assert_eq!(report.broken, Vec::<String>::new(), "{:?}\n{}", outcome.kept, report.table);
+    let outcome = Box::pin(relay::perform(episodes, false, &|line| println!("{line}"))).await.unwrap();
+    println!("{}", nothing_broke(&outcome));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn executors_that_are_hurt_in_every_way_lose_nothing_and_charge_nobody_twice() {
-    use testbed::faults::executor::episode::{Kind, Line, Point, choose};
+    use executor::episode::{Kind, Line, Point};
     let mut kinds: Vec<Kind> = Point::ALL.map(Kind::Kill).to_vec();
     kinds.extend([
         Kind::KillAll,
@@ -46,9 +45,11 @@ async fn executors_that_are_hurt_in_every_way_lose_nothing_and_charge_nobody_twi
     let seed = u64::from(std::process::id());
     let episodes = choose(seed, &kinds);
     assert_eq!(episodes.len(), kinds.len());
-    let outcome =
-        testbed::faults::executor::perform(episodes, false, &|line| println!("{line}")).await.unwrap();
-    let report = outcome.report;
-    println!("{}\n{}", report.table, report.json());
-    assert_eq!(report.broken, Vec::<String>::new(), "{:?}\n{}", outcome.kept, report.table);
+    let outcome = Box::pin(executor::perform(episodes, false, &|line| println!("{line}"))).await.unwrap();
+    println!("{}", nothing_broke(&outcome));
+}
+
+fn nothing_broke(Outcome { report, kept }: &Outcome) -> String {
+    assert_eq!(report.broken, Vec::<String>::new(), "{kept:?}\n{}", report.table);
+    format!("{}\n{}", report.table, report.json())
 }

@@ -5,28 +5,27 @@
 //!           ─▶ nothing more is asked for ─▶ every order has come to an end, every event is published ─▶ books of these orders
 //! end:      the books of everything, with the whole topic
 //! ```
-//! - [`episode`]: what happens in which episode, by the seed; `inflict`: how it is done.
+//! - [`episode`]: what can happen; `inflict`: how it is done.
 //! - `rig`: what it is done to, with `asker` before it; `plan`: how its processes are started.
-//! - [`books`]: the PSP's ledger, the executors' tables and the topic beside what was asked for; [`report`]: what came of it.
+//! - [`books`]: the PSP's ledger, the executors' tables and the topic beside what was asked for.
 
 mod asker;
 pub mod books;
 pub mod episode;
 mod inflict;
 mod plan;
-pub mod report;
 mod rig;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use super::{Evidence, Faults};
+use super::report::{Passed, Report};
+use super::{Family, Outcome, with_evidence};
 use crate::stack::home::Home;
-use episode::Episode;
+use episode::{Episode, Kind};
 use inflict::{Fault, inflict};
-use report::{Passed, Report};
 use rig::Rig;
 
 /// For an order that was asked for after a fault to have a result.
@@ -36,34 +35,9 @@ const RUN_UP: Duration = Duration::from_millis(300);
 /// The whole topic is read after so many episodes, and at the end.
 const GROUP: usize = 50;
 
-/// What a run has shown.
-#[derive(Debug)]
-pub struct Outcome {
-    /// Figures and verdict.
-    pub report: Report,
-    /// Where the logs are, if they were kept.
-    pub kept: Option<PathBuf>,
-}
-
-/// Runs the episodes that the seed draws, and says a line about each.
-pub async fn run(faults: &Faults, say: &dyn Fn(&str)) -> Result<Outcome> {
-    let mut episodes = episode::draw(faults.seed, faults.episodes.max(faults.only.unwrap_or_default()));
-    match faults.only {
-        Some(0) => bail!("episodes are counted from 1"),
-        Some(only) => episodes = episodes.split_off(only - 1).into_iter().take(1).collect(),
-        None => {}
-    }
-    perform(episodes, faults.keep, say).await
-}
-
 /// Runs these episodes.
 pub async fn perform(episodes: Vec<Episode>, keep: bool, say: &dyn Fn(&str)) -> Result<Outcome> {
-    let home = Home::locate()?;
-    let mut evidence = Evidence { folder: home.private_folder("faults-executor")?, keep: false };
-    let report = all(&home, &evidence.folder, &episodes, say).await;
-    evidence.keep = keep || report.as_ref().map_or(true, |report| !report.broken.is_empty());
-    let report = report.with_context(|| format!("the logs are in {}", evidence.folder.display()))?;
-    Ok(Outcome { report, kept: evidence.keep.then(|| evidence.folder.clone()) })
+    with_evidence("faults-executor", keep, async |home, folder| all(home, folder, &episodes, say).await).await
 }
 
 async fn all(home: &Home, folder: &Path, episodes: &[Episode], say: &dyn Fn(&str)) -> Result<Report> {
@@ -83,16 +57,16 @@ async fn all(home: &Home, folder: &Path, episodes: &[Episode], say: &dyn Fn(&str
             let found = tally.findings().into_iter().filter(|(_, count)| *count > 0);
             one.troubles.extend(found.map(|(what, count)| format!("in all until now, {what}: {count}")));
         }
-        say(&one.line(place, episodes.len()));
+        say(&one.line(Family::Executor, place, episodes.len()));
         passed.push(one);
     }
     let tally = books::examine(&rig.all_books().await.context("make the books once more")?);
     let disorder = rig.end().await.err();
-    Ok(Report::new(&passed, &tally, disorder, begun.elapsed()))
+    Ok(Report::new(Family::Executor, &passed, &tally.verdict(), disorder, begun.elapsed()))
 }
 
 /// One episode. What goes wrong in it is a finding; an error is what makes further episodes impossible.
-async fn one(rig: &mut Rig, episode: Episode) -> Result<Passed> {
+async fn one(rig: &mut Rig, episode: Episode) -> Result<Passed<Kind>> {
     let begun = Instant::now();
     let before = rig.asker.count();
     rig.asker.go();
@@ -125,10 +99,11 @@ async fn one(rig: &mut Rig, episode: Episode) -> Result<Passed> {
     Ok(Passed {
         episode,
         recovery,
-        open_calls: fault.as_ref().map(|fault| fault.open_calls),
+        under_way: fault.as_ref().map(|fault| usize::try_from(fault.open_calls)).transpose()?,
         how: fault.map(|fault| fault.how).unwrap_or_default(),
-        orders,
-        resolved,
+        done: orders,
+        of_it: usize::try_from(resolved)?,
+        spent: String::new(),
         notes: rig.take_notes(),
         troubles,
         took: begun.elapsed(),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::super::report::{Counts, Verdict};
 use crate::oracle::books::{Charge, OutboxEvent, PspResult, Record};
 use crate::oracle::ending::{Ending, ending, may_stay_untold};
 use crate::requests::Asked;
@@ -86,6 +87,23 @@ impl Tally {
             ("contradictions", self.contradictions),
             ("order inversions", self.order_inversions),
         ]
+    }
+
+    /// What is reported of it. An order without an end counts as lost.
+    pub fn verdict(self) -> Verdict {
+        Verdict {
+            counts: Counts {
+                lost: self.lost + self.unsettled,
+                applied_twice: self.applied_twice,
+                double_charged: self.double_charged,
+                duplicates: self.duplicates,
+                order_inversions: self.order_inversions,
+            },
+            ghosts: self.ghosts,
+            findings: self.findings().to_vec(),
+            figures: vec![("payment orders", self.orders), ("charges at the PSP", self.charges)],
+            examples: self.examples,
+        }
     }
 }
 

@@ -1,15 +1,12 @@
-//! What can happen to executors, and what happens in which episode: a matter of the seed alone.
+//! What can happen to executors.
 
 use std::fmt;
 
-use serde::Serialize;
-
-use super::super::episode::Cut;
-use crate::load::Random;
+use super::super::episode::{self, Cut, FaultKind};
 use crate::proxy::Direction;
 
 /// A named point of the executor at which it can be ended or stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
     /// A call is written down, and not made.
     E1,
@@ -105,60 +102,20 @@ const OTHERS: [Kind; 32] = {
     ]
 };
 
-/// In so many episodes each kind comes several times.
-const CHOICE: usize = 500;
+/// One fault among what is under way.
+pub type Episode = episode::Episode<Kind>;
 
-/// One fault among payment orders under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Episode {
-    /// Counted from 1.
-    pub number: usize,
-    /// What happens.
-    pub kind: Kind,
-    /// Of the whole run.
-    pub seed: u64,
-}
-
-impl Episode {
-    /// The moments and measures of this episode.
-    pub fn random(&self) -> Random {
-        Random::new(self.seed, self.number)
+impl FaultKind for Kind {
+    fn kills() -> Vec<Kind> {
+        Point::ALL.map(Kind::Kill).to_vec()
     }
-}
 
-/// The episodes of a seed: half of them kills at the points, each point equally often. More episodes do not change the first ones.
-pub fn draw(seed: u64, episodes: usize) -> Vec<Episode> {
-    let mut random = Random::new(seed, usize::MAX);
-    let (mut kinds, mut others) = (Vec::new(), Vec::new());
-    while kinds.len() < episodes {
-        let mut round: Vec<Kind> = Point::ALL.map(Kind::Kill).to_vec();
-        while round.len() < 2 * Point::ALL.len() {
-            if others.is_empty() {
-                others = OTHERS.to_vec();
-                shuffle(&mut others, &mut random);
-            }
-            round.extend(others.pop());
-        }
-        shuffle(&mut round, &mut random);
-        kinds.extend(round);
+    fn others() -> &'static [Kind] {
+        &OTHERS
     }
-    kinds.truncate(episodes);
-    (1..).zip(kinds).map(|(number, kind)| Episode { number, kind, seed }).collect()
-}
 
-/// An episode of each of these kinds, out of those that the seed draws.
-pub fn choose(seed: u64, kinds: &[Kind]) -> Vec<Episode> {
-    let mut drawn = draw(seed, CHOICE);
-    let mut take = |kind: &Kind| {
-        let place = drawn.iter().position(|episode| episode.kind == *kind)?;
-        Some(drawn.remove(place))
-    };
-    kinds.iter().filter_map(&mut take).collect()
-}
-
-fn shuffle(kinds: &mut [Kind], random: &mut Random) {
-    for last in (1..kinds.len()).rev() {
-        kinds.swap(last, random.below(last + 1));
+    fn killed_at(&self) -> Option<String> {
+        if let Kind::Kill(point) = self { Some(format!("{point:?}")) } else { None }
     }
 }
 
@@ -180,15 +137,7 @@ impl fmt::Display for Kind {
                     Line::Broker => "Kafka",
                     Line::Psp => "PSP",
                 };
-                match cut {
-                    Cut::Reset => write!(f, "{to}: reset"),
-                    Cut::Refused => write!(f, "{to}: refused"),
-                    Cut::Stalled => write!(f, "{to}: stalled"),
-                    Cut::OneWay(Direction::Up) => write!(f, "{to}: no requests"),
-                    Cut::OneWay(Direction::Down) => write!(f, "{to}: no answers"),
-                    Cut::AfterBytes(Direction::Up) => write!(f, "{to}: cut in a request"),
-                    Cut::AfterBytes(Direction::Down) => write!(f, "{to}: cut in an answer"),
-                }
+                write!(f, "{to}: {cut}")
             }
         }
     }
@@ -196,27 +145,11 @@ impl fmt::Display for Kind {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::episode::tests::bring_everything;
     use super::*;
 
     #[test]
-    fn a_seed_draws_the_same_episodes_and_more_of_them_begin_alike() {
-        assert_eq!(draw(1, 200), draw(1, 200));
-        assert_eq!(draw(1, 200)[..77], draw(1, 77));
-        assert_ne!(draw(1, 200), draw(2, 200));
-        assert_eq!(draw(1, 3)[2].number, 3);
-    }
-
-    #[test]
     fn two_hundred_episodes_kill_at_every_point_and_bring_everything_else() {
-        for seed in 0..50 {
-            let kinds: Vec<Kind> = draw(seed, 200).iter().map(|episode| episode.kind).collect();
-            let count = |wanted: Kind| kinds.iter().filter(|kind| **kind == wanted).count();
-            for point in Point::ALL {
-                assert!(count(Kind::Kill(point)) >= 14, "{point:?} of seed {seed}");
-            }
-            for kind in OTHERS {
-                assert!(count(kind) >= 2, "{kind} of seed {seed}");
-            }
-        }
+        bring_everything::<Kind>(200, 14, 2);
     }
 }

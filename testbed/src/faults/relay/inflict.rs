@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sqlx::AssertSqlSafe;
 
-use super::episode::{Cut, Kind, Line, Point};
+use super::super::episode::Cut;
+use super::episode::{Kind, Line, Point};
 use super::leadership::Armed;
 use super::rig::Rig;
 use crate::load::Random;
