@@ -93,16 +93,17 @@ impl Lane {
     /// Calls the PSP, at most three times, until `deadline`, and not at all once it is too late for what is `known` of the order.
     pub async fn call(&self, call: &Call, order: &Order, known: Known, deadline: Instant) -> Answer {
         let mut backoff = Backoff::new(AGAIN_FIRST, AGAIN_MAX);
-        let mut doubtful = None;
-        for tries_left in (0..TRIES_MAX).rev() {
+        let (mut tries, mut doubtful) = (0, None);
+        loop {
             if !self.may_begin(call, known, doubtful.is_some()) {
                 self.found_nothing();
                 let late = Answer::new(Verdict::Later).error(code::EXPIRED, "too late to be sent");
                 return conclude(late, doubtful);
             }
             let answer = self.try_once(call, order, deadline).await;
+            tries += 1;
             let pause = backoff.next_delay();
-            let again = tries_left > 0
+            let again = tries < TRIES_MAX
                 && answer.is_worth_another_try()
                 && Instant::now() + pause + TRY_MIN < deadline
                 && !self.is_open();
@@ -114,8 +115,6 @@ impl Lane {
                 doubtful.get_or_insert(answer);
             }
         }
-        // Not reached: the last try returns.
-        conclude(Answer::new(Verdict::Unclear), doubtful)
     }
 
     fn may_begin(&self, call: &Call, known: Known, doubtful: bool) -> bool {
@@ -184,9 +183,7 @@ mod tests {
     use std::collections::VecDeque;
 
     use futures::future::BoxFuture;
-    use secrecy::SecretString;
     use time::OffsetDateTime;
-    use uuid::Uuid;
 
     use super::*;
     use crate::psp::{Capabilities, Operation, Unsendable, currency::Currencies, stripe};
@@ -245,15 +242,7 @@ mod tests {
     }
 
     fn order() -> Order {
-        Order {
-            payment_order_id: Uuid::nil(),
-            psp: "SCRIPTED".into(),
-            amount_minor: 1,
-            currency: "EUR".into(),
-            payment_method: SecretString::from("x"),
-            merchant_reference: "m".into(),
-            expires_at: OffsetDateTime::UNIX_EPOCH,
-        }
+        Order::sample("SCRIPTED")
     }
 
     async fn call(lane: &Lane, within: Duration) -> Answer {

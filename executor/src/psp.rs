@@ -381,6 +381,22 @@ impl Psps {
 }
 
 #[cfg(test)]
+impl Order {
+    /// An order of 12.34 EUR, for tests.
+    pub(crate) fn sample(psp: &str) -> Self {
+        Self {
+            payment_order_id: Uuid::nil(),
+            psp: psp.to_owned(),
+            amount_minor: 1234,
+            currency: "EUR".to_owned(),
+            payment_method: SecretString::from("pm_card_visa"),
+            merchant_reference: "m".to_owned(),
+            expires_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -10,32 +10,22 @@
 //! If the process dies before the commit, nothing of this has happened: the call stays STARTED, and the resolver asks the PSP. If it
 //! dies after the commit, everything has; a commit whose answer was lost is simply written again, which then finds itself.
 
+mod settlement;
+
 use std::{collections::HashSet, str::FromStr, sync::Arc, time::Duration};
 
 use chassis::{postgres::transaction, telemetry::TraceContext};
 use outbox::NewEvent;
-use schema::{
-    decode::Event as _,
-    psp_result_update::{PspResultUpdateEvent, PspStatus},
-};
+use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::{PgConnection, PgPool};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
     clock::Clock,
     config::Config,
     failpoints,
-    psp::code,
     store::{Finished, results},
 };
-
-/// First and longest pause after calls that were not executed.
-const AGAIN_FIRST: Duration = Duration::from_millis(250);
-const AGAIN_MAX: Duration = Duration::from_secs(10);
-
-/// After so many calls in a row that were not executed, an order that exists at the PSP, or may, takes a step of the ladder.
-const LATER_MAX: i16 = 10;
 
 /// Who brought a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -276,7 +266,7 @@ async fn record_round(
             standings.iter().find(|standing| standing.payment_order_id == finding.payment_order_id);
         // Findings are about orders that were taken in: rows that are never deleted.
         let standing = standing.ok_or(sqlx::Error::RowNotFound)?;
-        pairs.push((standing, settle(standing, finding, &ladder.waits, ladder.clock.now())));
+        pairs.push((standing, settlement::settle(standing, finding, &ladder.waits, ladder.clock.now())));
     }
     let changes: Vec<Change> = pairs.iter().map(|(_, change)| change.clone()).collect();
     let new = results::insert_results(tx, &changes).await?;
@@ -321,140 +311,3 @@ async fn append(
     });
     outbox::append_all(tx, events.collect()).await
 }
-
-/// What a finding changes. Pure.
-fn settle(standing: &Standing, finding: Finding, ladder: &[Duration], now: OffsetDateTime) -> Change {
-    let ours = standing.claimed_by.is_none() || standing.claimed_by == finding.claim;
-    let open = match standing.state {
-        State::Queued | State::InFlight | State::Resolving => ours,
-        State::Settled | State::Review => false,
-    };
-    let mut change = Change {
-        payment_order_id: finding.payment_order_id,
-        source: finding.source,
-        event_id: finding.event_id,
-        result: None,
-        standing: None,
-        finished: finding.finished,
-    };
-    let told = match &finding.outcome {
-        Outcome::Result(result) => result.psp_reference.clone(),
-        Outcome::Nothing | Outcome::Later { .. } => None,
-    };
-    let learnt = change.finished.as_ref().and_then(|finished| finished.answer.reference.clone()).or(told);
-    let moved = |state, due_in, rung, failures| {
-        Some(Moved { state, psp_reference: learnt.clone(), due_in, rung, failures })
-    };
-    let begun = learnt.is_some() || standing.psp_reference.is_some() || finding.in_doubt;
-    match finding.outcome {
-        Outcome::Result(result) => {
-            match ends(&result) {
-                Some(state) if standing.state != State::Settled => {
-                    change.standing = moved(state, Duration::ZERO, standing.rung, 0);
-                }
-                None if open => return look_again(standing, change, Some(result), learnt, ladder, now),
-                // What is settled stays settled: the event says the rest.
-                Some(_) | None => {}
-            }
-            change.result = Some(result);
-        }
-        Outcome::Nothing if open => return look_again(standing, change, None, learnt, ladder, now),
-        // A payment that exists at the PSP, or may, and cannot be asked about is in doubt: it takes a step of the ladder, which ends.
-        // The first one says so.
-        Outcome::Later { failed: true } if open && begun && standing.failures >= LATER_MAX => {
-            let doubt = (!standing.known).then(|| doubt(standing, &change, learnt.clone(), now));
-            return look_again(standing, change, doubt, learnt, ladder, now);
-        }
-        Outcome::Later { failed } if open => {
-            let state = if standing.known { State::Resolving } else { State::Queued };
-            let failures = if failed { standing.failures.saturating_add(1) } else { standing.failures };
-            let due_in = if failed { pause(standing.failures) } else { Duration::ZERO };
-            change.standing = moved(state, due_in, standing.rung, failures);
-        }
-        Outcome::Nothing | Outcome::Later { .. } => {}
-    }
-    change
-}
-
-/// The state in which a result ends an order; None if it does not.
-fn ends(result: &PspResultUpdateEvent) -> Option<State> {
-    match result.psp_status {
-        PspStatus::Successful | PspStatus::Failed => Some(State::Settled),
-        PspStatus::Pending => None,
-        PspStatus::Unknown => match result.error_code.as_deref() {
-            Some(
-                code::AMOUNT_MISMATCH
-                | code::IDEMPOTENCY_MISMATCH
-                | code::EXPIRED
-                | code::RESOLUTION_EXHAUSTED,
-            ) => Some(State::Review),
-            _ => None,
-        },
-    }
-}
-
-/// What is said of an order that may have been charged, and of which nothing was said yet.
-fn doubt(
-    standing: &Standing,
-    change: &Change,
-    learnt: Option<String>,
-    now: OffsetDateTime,
-) -> PspResultUpdateEvent {
-    let code = change.finished.as_ref().and_then(|finished| finished.answer.error_code.clone());
-    PspResultUpdateEvent {
-        payment_order_id: standing.payment_order_id,
-        psp_status: PspStatus::Unknown,
-        psp_reference: standing.psp_reference.clone().or(learnt),
-        event_time: now.replace_microsecond(now.microsecond()).unwrap_or(now),
-        error_code: Some(code.unwrap_or_else(|| code::PSP_ERROR.to_owned())),
-        error_message: Some("a call may have been executed, and the PSP takes no further one".to_owned()),
-    }
-}
-
-/// The next step of the ladder, or its end: never a failure, however old the order is.
-fn look_again(
-    standing: &Standing,
-    mut change: Change,
-    result: Option<PspResultUpdateEvent>,
-    learnt: Option<String>,
-    ladder: &[Duration],
-    now: OffsetDateTime,
-) -> Change {
-    let next = usize::try_from(standing.rung).ok().and_then(|rung| ladder.get(rung));
-    let Some(&due_in) = next else {
-        change.result = Some(PspResultUpdateEvent {
-            payment_order_id: standing.payment_order_id,
-            psp_status: PspStatus::Unknown,
-            psp_reference: learnt.clone().or_else(|| standing.psp_reference.clone()),
-            event_time: now.replace_microsecond(now.microsecond()).unwrap_or(now),
-            error_code: Some(code::RESOLUTION_EXHAUSTED.to_owned()),
-            error_message: Some("the PSP was asked as often as the ladder says".to_owned()),
-        });
-        change.standing = Some(Moved {
-            state: State::Review,
-            psp_reference: learnt,
-            due_in: Duration::ZERO,
-            rung: standing.rung,
-            failures: 0,
-        });
-        return change;
-    };
-    change.result = result;
-    change.standing = Some(Moved {
-        state: State::Resolving,
-        psp_reference: learnt,
-        due_in,
-        rung: standing.rung.saturating_add(1),
-        failures: 0,
-    });
-    change
-}
-
-/// Doubles with each failure in a row.
-fn pause(failures: i16) -> Duration {
-    let doublings = u32::try_from(failures.clamp(0, 16)).unwrap_or(0);
-    AGAIN_FIRST.saturating_mul(1 << doublings).min(AGAIN_MAX)
-}
-
-#[cfg(test)]
-mod tests;

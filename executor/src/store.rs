@@ -143,18 +143,22 @@ pub async fn lock_due(
         .await
 }
 
+fn order(row: &PgRow) -> Result<Order, sqlx::Error> {
+    Ok(Order {
+        payment_order_id: row.try_get("payment_order_id")?,
+        psp: row.try_get("psp")?,
+        amount_minor: row.try_get("amount_minor")?,
+        currency: row.try_get("currency")?,
+        payment_method: SecretString::from(row.try_get::<String, _>("payment_method")?),
+        merchant_reference: row.try_get("merchant_reference")?,
+        expires_at: row.try_get("expires_at")?,
+    })
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "the signature of try_map")]
 fn candidate(row: PgRow) -> Result<Candidate, sqlx::Error> {
     Ok(Candidate {
-        order: Order {
-            payment_order_id: row.try_get("payment_order_id")?,
-            psp: row.try_get("psp")?,
-            amount_minor: row.try_get("amount_minor")?,
-            currency: row.try_get("currency")?,
-            payment_method: SecretString::from(row.try_get::<String, _>("payment_method")?),
-            merchant_reference: row.try_get("merchant_reference")?,
-            expires_at: row.try_get("expires_at")?,
-        },
+        order: order(&row)?,
         traceparent: row.try_get("traceparent")?,
         reference: row.try_get("psp_reference")?,
         first_attempt_at: row.try_get("first_attempt_at")?,

@@ -190,12 +190,10 @@ mod tests {
     fn order() -> Order {
         Order {
             payment_order_id: Uuid::from_u128(7),
-            psp: "ADYEN".into(),
             amount_minor: 500,
-            currency: "EUR".into(),
             payment_method: SecretString::from("shopper-42-M5N7TQ4TG5PFWR50"),
             merchant_reference: "order \"1\"".into(),
-            expires_at: OffsetDateTime::UNIX_EPOCH,
+            ..Order::sample("ADYEN")
         }
     }
 

@@ -180,23 +180,15 @@ fn reference(body: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
+
     use serde_json::json;
-    use time::OffsetDateTime;
+
     use uuid::Uuid;
 
     use super::*;
 
     fn order() -> Order {
-        Order {
-            payment_order_id: Uuid::nil(),
-            psp: "ADYEN".into(),
-            amount_minor: 1234,
-            currency: "EUR".into(),
-            payment_method: SecretString::from("shopper-X"),
-            merchant_reference: "m".into(),
-            expires_at: OffsetDateTime::UNIX_EPOCH,
-        }
+        Order::sample("ADYEN")
     }
 
     fn read_json(operation: Operation, status: u16, body: &Value, transient: Option<bool>) -> Answer {

@@ -174,12 +174,9 @@ mod tests {
     fn order() -> Order {
         Order {
             payment_order_id: Uuid::from_u128(7),
-            psp: "STRIPE".into(),
             amount_minor: 500,
-            currency: "EUR".into(),
-            payment_method: SecretString::from("pm_card_visa"),
             merchant_reference: "order & 1".into(),
-            expires_at: OffsetDateTime::UNIX_EPOCH,
+            ..Order::sample("STRIPE")
         }
     }
 

@@ -171,23 +171,15 @@ fn declined(verdict: Verdict, error: &Value) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
+
     use serde_json::json;
-    use time::OffsetDateTime;
+
     use uuid::Uuid;
 
     use super::*;
 
     fn order() -> Order {
-        Order {
-            payment_order_id: Uuid::nil(),
-            psp: "STRIPE".into(),
-            amount_minor: 1234,
-            currency: "EUR".into(),
-            payment_method: SecretString::from("pm_card_visa"),
-            merchant_reference: "m".into(),
-            expires_at: OffsetDateTime::UNIX_EPOCH,
-        }
+        Order::sample("STRIPE")
     }
 
     fn read_json(status: u16, body: &Value) -> Answer {

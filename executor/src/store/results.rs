@@ -59,6 +59,9 @@ pub async fn insert_results(tx: &mut PgConnection, changes: &[Change]) -> Result
 }
 
 /// Writes how the orders stand now, and finishes the calls that brought it.
+///
+/// An order that has come to an end is claimed by nobody any more, so its other open calls are closed here: one whose claim was committed
+/// without its process ever knowing would stay open for ever. Whoever is still waiting for an answer records it all the same.
 pub async fn apply(tx: &mut PgConnection, changes: &[Change], ahead: Duration) -> Result<(), sqlx::Error> {
     let answers: Vec<&Finished> = changes.iter().filter_map(|c| c.finished.as_ref()).collect();
     let moved: Vec<_> = changes.iter().filter_map(|c| c.standing.as_ref().map(|s| (c, s))).collect();
@@ -73,6 +76,15 @@ pub async fn apply(tx: &mut PgConnection, changes: &[Change], ahead: Duration) -
                  psp_reference = a.psp_reference, psp_request_id = a.psp_request_id, error_code = a.error_code,
                  error_message = a.error_message
              FROM answers a WHERE p.attempt_id = a.attempt_id
+         ), moved AS (
+             SELECT * FROM UNNEST($9::uuid[], $10::text[], $11::text[], $12::text[], $13::float8[], $14::smallint[], $15::smallint[],
+                                  $17::boolean[])
+                    AS m (payment_order_id, state, psp_status, psp_reference, due_in, rung, failures, answered)
+         ), abandoned AS (
+             UPDATE executor.psp_attempts p
+             SET status = 'FINISHED', verdict = 'ABANDONED', finished_at = clock_timestamp()
+             FROM moved m WHERE p.payment_order_id = m.payment_order_id AND m.state IN ('SETTLED', 'REVIEW')
+               AND p.status = 'STARTED' AND p.attempt_id <> ALL ($1)
          )
          UPDATE executor.inbox i
          SET state = m.state, psp_status = coalesce(m.psp_status, i.psp_status),
@@ -81,10 +93,7 @@ pub async fn apply(tx: &mut PgConnection, changes: &[Change], ahead: Duration) -
              lapses = CASE WHEN m.answered THEN 0 ELSE i.lapses END,
              settled_at = CASE WHEN m.state IN ('SETTLED', 'REVIEW') THEN coalesce(i.settled_at, clock_timestamp()) END,
              updated_at = clock_timestamp()
-         FROM UNNEST($9::uuid[], $10::text[], $11::text[], $12::text[], $13::float8[], $14::smallint[], $15::smallint[],
-                     $17::boolean[])
-              AS m (payment_order_id, state, psp_status, psp_reference, due_in, rung, failures, answered)
-         WHERE i.payment_order_id = m.payment_order_id",
+         FROM moved m WHERE i.payment_order_id = m.payment_order_id",
     )
     .bind(answers.iter().map(|f| f.attempt_id).collect::<Vec<_>>())
     .bind(answers.iter().map(|f| f.answer.verdict.as_str()).collect::<Vec<_>>())

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use secrecy::SecretString;
 use sqlx::{PgConnection, PgPool, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::order;
 use crate::{
-    psp::Order,
     record::State,
     webhooks::{
         arrived::Arrived,
@@ -80,15 +79,7 @@ pub async fn lock_orders(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Know
         let state: State =
             row.try_get::<String, _>("state")?.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
         Ok(Known {
-            order: Order {
-                payment_order_id: row.try_get("payment_order_id")?,
-                psp: row.try_get("psp")?,
-                amount_minor: row.try_get("amount_minor")?,
-                currency: row.try_get("currency")?,
-                payment_method: SecretString::from(row.try_get::<String, _>("payment_method")?),
-                merchant_reference: row.try_get("merchant_reference")?,
-                expires_at: row.try_get("expires_at")?,
-            },
+            order: order(&row)?,
             state,
             held: row.try_get("held")?,
             successful: row.try_get::<Option<String>, _>("psp_status")?.as_deref() == Some("SUCCESSFUL"),

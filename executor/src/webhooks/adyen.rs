@@ -345,15 +345,7 @@ mod tests {
 
     #[test]
     fn each_event_code_has_one_meaning() {
-        let order = Order {
-            payment_order_id: Uuid::nil(),
-            psp: "ADYEN".into(),
-            amount_minor: 1130,
-            currency: "EUR".into(),
-            payment_method: SecretString::from("token"),
-            merchant_reference: "m".into(),
-            expires_at: OffsetDateTime::UNIX_EPOCH,
-        };
+        let order = Order { amount_minor: 1130, ..Order::sample("ADYEN") };
         let told = |kind: &str, success: &str, value: i64, currency: &str| {
             let order =
                 Order { currency: if currency == "ISK" { "ISK" } else { "EUR" }.into(), ..order.clone() };

@@ -233,7 +233,7 @@ fn hint(known: &Known, answer: Answer, at: OffsetDateTime) -> Turn {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
+
     use serde_json::json;
 
     use super::*;
@@ -243,15 +243,7 @@ mod tests {
 
     fn known(state: State) -> Known {
         Known {
-            order: Order {
-                payment_order_id: Uuid::nil(),
-                psp: "STRIPE".into(),
-                amount_minor: 1234,
-                currency: "EUR".into(),
-                payment_method: SecretString::from("pm_card_visa"),
-                merchant_reference: "m".into(),
-                expires_at: OffsetDateTime::UNIX_EPOCH,
-            },
+            order: Order::sample("STRIPE"),
             state,
             held: false,
             successful: false,

@@ -272,15 +272,7 @@ mod tests {
 
     #[test]
     fn only_final_types_with_their_status_are_evidence() {
-        let order = Order {
-            payment_order_id: Uuid::nil(),
-            psp: "STRIPE".into(),
-            amount_minor: 1234,
-            currency: "EUR".into(),
-            payment_method: SecretString::from("pm_card_visa"),
-            merchant_reference: "m".into(),
-            expires_at: OffsetDateTime::UNIX_EPOCH,
-        };
+        let order = Order::sample("STRIPE");
         let event = |kind: &str, status: &str, amount: i64| {
             json!({"id": "evt_1", "type": kind, "data": {"object": {"object": "payment_intent", "id": "pi_1", "status": status,
                 "amount": amount, "amount_received": amount, "currency": "eur", "last_payment_error": null}}})

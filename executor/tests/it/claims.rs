@@ -4,9 +4,12 @@ use std::time::{Duration, Instant};
 
 use executor::{
     psp::{Answer, Operation, Verdict},
+    record::{Finding, Ladder, Outcome, Source, record},
     store::{Advance, Finished, Started},
 };
+use schema::psp_result_update::{PspResultUpdateEvent, PspStatus};
 use sqlx::Connection as _;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
@@ -107,6 +110,54 @@ async fn a_claim_that_was_lost_makes_no_further_call_and_its_answer_counts_all_t
     let cancels = "SELECT count(*) FROM executor.psp_attempts WHERE operation = 'CANCEL'";
     assert_eq!(world.count(cancels).await, 0);
     running.stop().await;
+}
+
+/// A claim can be committed without its process ever knowing: the connection is gone before the answer. If somebody else then brings the
+/// result, nobody claims the order again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_has_come_to_an_end_has_no_open_call_and_a_late_answer_still_counts() {
+    let world = World::new("no_open_call").await;
+    let event = request("pm_card_visa");
+    let payment_order_id = event.payment_order_id;
+    claimed(&world, &event, Operation::Confirm, Some("pi_1"), "1 h").await;
+    let service = sqlx::PgPool::connect(&world.database.url("executor")).await.unwrap();
+    let ladder = Ladder::of(&world.config(&[]));
+    let told = |finished| {
+        let result = PspResultUpdateEvent {
+            payment_order_id,
+            psp_status: PspStatus::Successful,
+            psp_reference: Some("pi_1".to_owned()),
+            event_time: OffsetDateTime::now_utc(),
+            error_code: None,
+            error_message: None,
+        };
+        Finding {
+            payment_order_id,
+            source: Source::Reply,
+            claim: Some(Uuid::new_v4()),
+            finished,
+            outcome: Outcome::Result(result),
+            in_doubt: false,
+            event_id: Uuid::now_v7(),
+        }
+    };
+    record(service.clone(), ladder.clone(), vec![told(None)]).await.unwrap();
+    world.wait_for_state(payment_order_id, "SETTLED").await;
+    let open = "SELECT count(*) FROM executor.psp_attempts WHERE status = 'STARTED'";
+    assert_eq!(world.count(open).await, 0);
+    let (attempt_id, verdict): (Uuid, String) =
+        sqlx::query_as("SELECT attempt_id, verdict FROM executor.psp_attempts WHERE operation = 'CONFIRM'")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+    assert_eq!(verdict, "ABANDONED");
+    // There was somebody after all.
+    let late = Finished { attempt_id, answer: Answer::new(Verdict::Succeeded) };
+    record(service, ladder, vec![told(Some(late))]).await.unwrap();
+    let answered =
+        "SELECT count(*) FROM executor.psp_attempts WHERE operation = 'CONFIRM' AND verdict = 'SUCCEEDED'";
+    assert_eq!(world.count(answered).await, 1);
+    assert_eq!(world.events(payment_order_id).await.len(), 1, "what agrees is one event");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ mod expiry;
 mod outcomes;
 mod requests;
 mod secrets;
+mod sender;
 mod setup;
 mod webhooks;
 mod webhooks_hostile;

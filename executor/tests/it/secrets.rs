@@ -9,8 +9,8 @@ use tokio::process::{Child, Command};
 use uuid::Uuid;
 
 use crate::{
+    sender::{ADYEN_KEY, ADYEN_USER, Psp, STRIPE_SECRET, adyen_item, stripe_event},
     setup::{World, request},
-    webhooks::{ADYEN_KEY, ADYEN_USER, Psp, STRIPE_SECRET, adyen_item, stripe_event},
 };
 
 const API_KEY: &str = "sk_test_planted_0123456789";

@@ -15,11 +15,11 @@ use tower::ServiceExt as _;
 use uuid::Uuid;
 
 use crate::{
-    setup::World,
-    webhooks::{
+    sender::{
         ADYEN_KEY, ADYEN_USER, STRIPE_SECRET, adyen_item, adyen_request, basic, router, stripe_event,
         stripe_signature,
     },
+    setup::World,
 };
 
 /// A request as it goes over the wire.
