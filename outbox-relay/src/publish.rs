@@ -268,6 +268,8 @@ pub async fn topic_limits(kafka: &KafkaConfig, topics: &[String]) -> anyhow::Res
         let limit = setting.and_then(|entry| entry.value).and_then(|value| value.parse().ok());
         limits.insert(topic.clone(), limit.unwrap_or(TOPIC_MAX_BYTES_DEFAULT));
     }
+    // It takes up to a tenth of a second to end, which nobody waits for.
+    tokio::task::spawn_blocking(move || drop(admin));
     Ok(limits)
 }
 

@@ -19,6 +19,7 @@ use rdkafka::{
 };
 use schema::wire::header;
 use time::OffsetDateTime;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -97,18 +98,6 @@ pub async fn read_tail(
     from: From,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Tail>> {
-    let (kafka, source, stop) = (kafka.clone(), source.to_owned(), stop.clone());
-    // librdkafka's consumer blocks: not on a thread that tasks share.
-    tokio::task::spawn_blocking(move || read_blocking(&kafka, &source, topics, &from, &stop)).await?
-}
-
-fn read_blocking(
-    kafka: &KafkaConfig,
-    source: &str,
-    topics: Vec<String>,
-    from: &From,
-    stop: &CancellationToken,
-) -> anyhow::Result<Option<Tail>> {
     let mut client = chassis::kafka::client(kafka, "outbox-relay tail");
     client
         .set("group.id", "outbox-relay-tail")
@@ -117,8 +106,24 @@ fn read_blocking(
         .set("fetch.wait.max.ms", "20")
         .set("auto.offset.reset", "error");
     let consumer: BaseConsumer = chassis::kafka::finish(client, kafka).create().context("Kafka consumer")?;
+    let (source, stop) = (source.to_owned(), stop.clone());
+    let (done, tail) = oneshot::channel();
+    // librdkafka's consumer blocks: not on a thread that tasks share. It takes a tenth of a second to end, which nobody waits for.
+    tokio::task::spawn_blocking(move || {
+        done.send(read_blocking(&consumer, &source, topics, &from, &stop)).ok();
+    });
+    tail.await.context("reading the tail panicked")?
+}
+
+fn read_blocking(
+    consumer: &BaseConsumer,
+    source: &str,
+    topics: Vec<String>,
+    from: &From,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Tail>> {
     let mut tail = Tail { complete: true, topics, ..Tail::default() };
-    let mut left = assign(&consumer, &mut tail, from)?;
+    let mut left = assign(consumer, &mut tail, from)?;
     let mut last_record = Instant::now();
     while !left.is_empty() {
         if stop.is_cancelled() {
@@ -132,7 +137,7 @@ fn read_blocking(
         let message = match consumer.poll(Duration::from_millis(50)) {
             None => {
                 // Control records and gaps at the end have no message: the position tells.
-                forget_finished(&consumer, &tail.topics, &mut left)?;
+                forget_finished(consumer, &tail.topics, &mut left)?;
                 continue;
             }
             Some(Err(KafkaError::MessageConsumption(code))) if passing(code) => continue,

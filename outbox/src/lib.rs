@@ -41,10 +41,10 @@ pub struct NewEvent<'a> {
 /// Refused with SQLSTATE 22023 if a field is out of its limits, with 55000 under `synchronous_commit = off`; anything else is the
 /// database's own.
 pub async fn append(transaction: &mut PgConnection, event: NewEvent<'_>) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT outbox.append($1, $2, $3, $4, $5, $6)")
+    sqlx::query_scalar("SELECT outbox.append($1, $2, $3::json, $4, $5, $6)")
         .bind(event.event_type)
         .bind(event.aggregate_id)
-        .bind(event.payload)
+        .bind(event.payload.to_string())
         .bind(event.traceparent)
         .bind(event.tracestate)
         .bind(event.event_id)
@@ -66,14 +66,14 @@ pub async fn append_all(
     for event in events {
         types.push(event.event_type);
         aggregates.push(event.aggregate_id);
-        payloads.push(event.payload);
+        payloads.push(event.payload.to_string());
         traceparents.push(event.traceparent);
         tracestates.push(event.tracestate);
         ids.push(event.event_id);
     }
     sqlx::query(
         "SELECT outbox.append(e.event_type, e.aggregate_id, e.payload, e.traceparent, e.tracestate, e.event_id)
-         FROM (SELECT * FROM UNNEST($1::text[], $2::text[], $3::jsonb[], $4::text[], $5::text[], $6::uuid[])
+         FROM (SELECT * FROM UNNEST($1::text[], $2::text[], $3::json[], $4::text[], $5::text[], $6::uuid[])
                         WITH ORDINALITY AS u (event_type, aggregate_id, payload, traceparent, tracestate, event_id, n)
                ORDER BY n OFFSET 0) AS e",
     )

@@ -137,7 +137,7 @@ async fn step(tx: &mut PgConnection, key: &str) -> Result<Step, sqlx::Error> {
 
 async fn append(tx: &mut PgConnection, key: &str, step: i64) -> Result<Uuid, sqlx::Error> {
     let event_id = Uuid::now_v7();
-    sqlx::query("SELECT outbox.append($1, $2, jsonb_build_object('key', $2, 'step', $3), NULL, NULL, $4)")
+    sqlx::query("SELECT outbox.append($1, $2, json_build_object('key', $2, 'step', $3), NULL, NULL, $4)")
         .bind(EVENT_TYPE)
         .bind(key)
         .bind(step)

@@ -72,8 +72,7 @@ async fn what_agrees_is_one_event_and_what_contradicts_is_never_hidden() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_whose_event_cannot_be_written_is_not_written_either() {
     let world = World::new("atomic").await;
-    let revoke =
-        "REVOKE EXECUTE ON FUNCTION outbox.append(text, text, jsonb, text, text, uuid) FROM executor";
+    let revoke = "REVOKE EXECUTE ON FUNCTION outbox.append(text, text, json, text, text, uuid) FROM executor";
     sqlx::query(revoke).execute(&world.pool).await.unwrap();
     let running = world.start(&["--psp-timeout=1s", "--lease=2500ms"]);
     let id = world.request("pm_card_visa").await;

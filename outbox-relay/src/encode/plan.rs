@@ -76,26 +76,21 @@ pub(super) struct Record {
     name: Box<str>,
     /// In the order in which Avro writes them.
     pub(super) fields: Box<[Field]>,
-    /// Their names and places, in the order in which PostgreSQL prints the keys of a jsonb: by length, then by bytes.
+    /// Their names and places, by name.
     keys: Box<[(Box<str>, usize)]>,
 }
 
 impl Record {
-    /// The place of the field that a payload's key names. `next` is where the last key was found, plus one: keys in jsonb's order
-    /// are found there.
+    /// The place of the field that a payload's key names. `next` is where the last key was found, plus one: keys by name, as
+    /// serde_json writes them, are found there.
     pub(super) fn place(&self, key: &str, next: &mut usize) -> Option<usize> {
         let at = match self.keys.get(*next) {
             Some((known, _)) if **known == *key => *next,
-            _ => self.keys.binary_search_by(|(known, _)| jsonb_order(known).cmp(&jsonb_order(key))).ok()?,
+            _ => self.keys.binary_search_by(|(known, _)| (**known).cmp(key)).ok()?,
         };
         *next = at + 1;
         Some(self.keys[at].1)
     }
-}
-
-/// jsonb sorts the keys of an object by this.
-pub(super) fn jsonb_order(key: &str) -> (usize, &str) {
-    (key.len(), key)
 }
 
 #[derive(Debug)]
@@ -237,7 +232,7 @@ impl<'s> Compiler<'s> {
             fields.push(Field { name: field.name.as_str().into(), node, absent });
         }
         let mut keys: Box<[_]> = fields.iter().map(|field| field.name.clone()).zip(0..).collect();
-        keys.sort_by(|(one, _), (other, _)| jsonb_order(one).cmp(&jsonb_order(other)));
+        keys.sort();
         Ok(Record { name: schema.name.to_string().into(), fields: fields.into(), keys })
     }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{
     json::{Json, Kind, Malformed},
     moment::Moment,
-    plan::{Node, NodeId, Plan, Record, Union, UuidForm, jsonb_order},
+    plan::{Node, NodeId, Plan, Record, Union, UuidForm},
 };
 
 /// Arrays and objects within each other. PostgreSQL stores thousands; readers of Avro need a stack for them too.
@@ -281,11 +281,11 @@ impl<'a> Writer<'a> {
             let key = self.json.key()?.unescaped()?;
             string(&key, out);
             self.value(values, out).map_err(|misfit| misfit.within_key(&key))?;
-            ascending &= keys.last().is_none_or(|last| jsonb_order(last) < jsonb_order(&key));
+            ascending &= keys.last().is_none_or(|last| *last < key);
             keys.push(key);
         }
         end_of_block(start, keys.len(), out);
-        // jsonb has its keys ascending, and so no key twice.
+        // Keys that ascend are no key twice.
         if !ascending {
             keys.sort_unstable();
             if let Some((key, _)) = keys.iter().zip(&keys[1..]).find(|(one, other)| one == other) {
@@ -393,7 +393,7 @@ fn fits_no_branch(kind: Kind) -> Misfit {
     Misfit::new(format!("{} fits no branch of the union", kind.name()))
 }
 
-/// Which of the two was meant? jsonb has taken the last already.
+/// Which of the two was meant?
 #[cold]
 fn given_twice(key: &str) -> Misfit {
     Misfit::new("given twice").within_key(key)

@@ -18,7 +18,7 @@ async fn fill(rig: &Rig, keys: i64, steps: i64, poison: &[(i64, i64)]) -> anyhow
     sqlx::query(
         "SELECT count(outbox.append(
              CASE WHEN (k, s) IN (SELECT * FROM unnest($3::bigint[], $4::bigint[])) THEN 'Unheard' ELSE 'Stepped' END,
-             'k-' || k, jsonb_build_object('key', 'k-' || k, 'step', s)))
+             'k-' || k, json_build_object('key', 'k-' || k, 'step', s)))
          FROM generate_series(1, $2::bigint) s, generate_series(1, $1::bigint) k",
     )
     .bind(keys)
@@ -136,6 +136,35 @@ async fn poison_among_ten_thousand_holds_its_keys_alone_and_a_redrive_survives_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_payload_is_published_as_it_was_written_or_not_at_all() -> anyhow::Result<()> {
+    let rig = Rig::new("as-written").await?;
+    let mut service = rig.connect("executor").await?;
+    for (key, payload) in [
+        ("twice", r#"{"key": "twice", "step": 1, "step": 2}"#),
+        ("half", r#"{"key": "half", "step": 1, "note": "\ud83d"}"#),
+        ("fraction", r#"{"key": "fraction", "step": 1.0}"#),
+        ("spaced", "\t{ \"step\" : 7 ,\r\n \"key\":\"spaced\" } "),
+    ] {
+        sqlx::query("SELECT outbox.append('Stepped', $1, $2::json)")
+            .bind(key)
+            .bind(payload)
+            .execute(&mut service)
+            .await?;
+    }
+    let _relay = Rig::relay(rig.run_config()?);
+    rig.drained(Duration::from_secs(20)).await?;
+    let mut operator = rig.connect("operator").await?;
+    let why: Vec<String> =
+        sqlx::query_scalar("SELECT why FROM outbox.stuck ORDER BY id").fetch_all(&mut operator).await?;
+    assert_eq!(why.len(), 3, "{why:?}");
+    for (why, part) in why.iter().zip(["given twice", "surrogate", "1.0 is not"]) {
+        assert!(why.contains(part), "{why}");
+    }
+    assert_eq!(steps_of(&rig.records().await?, "spaced"), [7]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_discarded_event_is_given_up_and_what_it_held_is_published() -> anyhow::Result<()> {
     let rig = Rig::new("discard").await?;
     let mut service = rig.connect("executor").await?;
@@ -147,7 +176,7 @@ async fn a_discarded_event_is_given_up_and_what_it_held_is_published() -> anyhow
             .await?;
     rig.append(&mut service, "k", 3).await?;
     sqlx::query(
-        "SELECT outbox.append('Stepped', 'large', jsonb_build_object('key', 'large', 'step', 1, 'note', repeat('x', 1048588)))",
+        "SELECT outbox.append('Stepped', 'large', json_build_object('key', 'large', 'step', 1, 'note', repeat('x', 1048588)))",
     )
     .execute(&mut service)
     .await?;

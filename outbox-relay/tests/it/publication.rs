@@ -91,7 +91,7 @@ async fn a_backlog_larger_than_many_pages_is_drained_in_order() -> anyhow::Resul
     let rig = Rig::new("backlog").await?;
     let mut service = rig.connect("executor").await?;
     sqlx::query(
-        "SELECT count(outbox.append('Stepped', 'k-' || n % 7, jsonb_build_object('key', 'k-' || n % 7, 'step', n)))
+        "SELECT count(outbox.append('Stepped', 'k-' || n % 7, json_build_object('key', 'k-' || n % 7, 'step', n)))
          FROM generate_series(1, 20000) n",
     )
     .execute(&mut service)
@@ -125,7 +125,7 @@ async fn pages_of_large_events_are_cut_by_their_bytes() -> anyhow::Result<()> {
     let mut service = rig.connect("executor").await?;
     // Every fiftieth is larger than a page may be.
     sqlx::query(
-        "SELECT count(outbox.append('Stepped', 'k-' || n % 7, jsonb_build_object(
+        "SELECT count(outbox.append('Stepped', 'k-' || n % 7, json_build_object(
                     'key', 'k-' || n % 7, 'step', n, 'note', repeat('x', CASE WHEN n % 50 = 0 THEN 100000 ELSE 6000 END))))
          FROM generate_series(1, 400) n",
     )

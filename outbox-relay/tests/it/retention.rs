@@ -17,7 +17,7 @@ async fn of_days_ago(
     sqlx::query(
         "INSERT INTO outbox.events (slot, event_id, event_type, aggregate_id, payload, created_at)
          SELECT ((floor(extract(epoch FROM now()) / 86400)::bigint - $1) % 8)::smallint, gen_random_uuid(), $3, $2,
-                jsonb_build_object('key', $2, 'step', n), now() - make_interval(days => $1)
+                json_build_object('key', $2, 'step', n), now() - make_interval(days => $1)
          FROM generate_series(1, $4) n",
     )
     .bind(days)

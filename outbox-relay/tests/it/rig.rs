@@ -150,7 +150,7 @@ impl Rig {
         step: i64,
     ) -> anyhow::Result<i64> {
         Ok(sqlx::query_scalar(
-            "SELECT outbox.append('Stepped', $1, jsonb_build_object('key', $1, 'step', $2))",
+            "SELECT outbox.append('Stepped', $1, json_build_object('key', $1, 'step', $2))",
         )
         .bind(key)
         .bind(step)

@@ -29,7 +29,7 @@ const SCRIPT: &str = r#"
 BEGIN;
 INSERT INTO shop.orders VALUES ('o-1', 2);
 SELECT outbox.append('OrderShipped', number,
-                     jsonb_build_object('order', number, 'parcels', parcels, 'express', true, 'carrier', 'BIKE',
+                     json_build_object('order', number, 'parcels', parcels, 'express', true, 'carrier', 'BIKE',
                                         'weights', '[7, -3]'::jsonb, 'shippedAt', '1970-01-01T00:00:01Z'),
                      '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')
 FROM shop.orders WHERE number = 'o-1';

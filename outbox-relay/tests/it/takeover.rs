@@ -27,7 +27,7 @@ async fn what_a_killed_leader_had_published_but_not_saved_is_not_published_again
     let mut blocking = rig.connect("payment_outbox").await?;
     sqlx::raw_sql(BLOCK_SAVES).execute(&mut blocking).await?;
     // One transaction, one batch: a leader that cannot save stops after a number of batches.
-    let many = "SELECT count(outbox.append('Stepped', 'k', jsonb_build_object('key', 'k', 'step', n))) FROM generate_series(2, 300) n";
+    let many = "SELECT count(outbox.append('Stepped', 'k', json_build_object('key', 'k', 'step', n))) FROM generate_series(2, 300) n";
     sqlx::query(many).execute(&mut service).await?;
     eventually(Duration::from_secs(4), "all of it is on the topic", async || {
         Ok(rig.records().await?.len() == 300)
@@ -119,7 +119,7 @@ async fn while_the_broker_is_away_no_session_holds_a_snapshot_and_afterwards_all
     rig.append(&mut service, "k", 1).await?;
     rig.drained(Duration::from_secs(20)).await?;
     kafka.kill9();
-    let many = "SELECT count(outbox.append('Stepped', 'k', jsonb_build_object('key', 'k', 'step', n))) FROM generate_series(2, 5000) n";
+    let many = "SELECT count(outbox.append('Stepped', 'k', json_build_object('key', 'k', 'step', n))) FROM generate_series(2, 5000) n";
     sqlx::query(many).execute(&mut service).await?;
     let mut superuser = rig.connect("postgres").await?;
     let (until, mut looks, mut longest) = (std::time::Instant::now() + Duration::from_secs(away), 0, 0.0f64);

@@ -6,7 +6,8 @@ use sqlx::PgConnection;
 /// Rows of one transaction, so that a backlog is of many transactions.
 const PER_TRANSACTION: u32 = 10_000;
 
-/// Writes the rows that `outbox.append` would have written: all fields of the event, two events per payment order, far apart.
+/// Writes the rows that `outbox.append` would have written for the executor: all fields of the event, two events per payment order, far
+/// apart.
 ///
 /// `name` tells backlogs apart: none has payment orders of another.
 pub(super) async fn fill(owner: &mut PgConnection, name: &str, events: u32) -> Result<()> {
@@ -14,19 +15,15 @@ pub(super) async fn fill(owner: &mut PgConnection, name: &str, events: u32) -> R
     while from < events {
         let to = events.min(from + PER_TRANSACTION);
         sqlx::query(
-            "INSERT INTO outbox.events (slot, event_id, event_type, aggregate_id, payload, traceparent, created_at)
+            r#"INSERT INTO outbox.events (slot, event_id, event_type, aggregate_id, payload, traceparent, created_at)
              SELECT (floor(extract(epoch FROM at) / 86400)::bigint % 8)::smallint, outbox.uuid_v7(at), 'PspResultUpdateEvent', key,
-                    jsonb_build_object(
-                        'paymentOrderId', key,
-                        'pspStatus', (ARRAY['FAILED', 'PENDING', 'UNKNOWN'])[n % 3 + 1],
-                        'pspReference', 'pi_' || left(digest, 24),
-                        'eventTime', to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-                        'errorCode', 'insufficient_funds',
-                        'errorMessage', 'Your card has insufficient funds.'),
+                    format($${"errorCode":"insufficient_funds","errorMessage":"Your card has insufficient funds.","eventTime":"%s","paymentOrderId":"%s","pspReference":"pi_%s","pspStatus":"%s"}$$,
+                        to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), key, left(digest, 24),
+                        (ARRAY['FAILED', 'PENDING', 'UNKNOWN'])[n % 3 + 1])::json,
                     '00-' || digest || '-' || left(digest, 16) || '-01', at
              FROM (SELECT n, clock_timestamp() AS at, md5($1 || n % $2)::uuid::text AS key, md5($1 || '/' || n) AS digest
                    FROM generate_series($3, $4 - 1) AS n) AS e
-             ORDER BY n",
+             ORDER BY n"#,
         )
         .bind(name)
         .bind(i64::from(events.div_ceil(2)))

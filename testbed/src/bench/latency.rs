@@ -130,9 +130,9 @@ impl Writer {
                     "errorMessage": "Your card has insufficient funds.",
                 });
                 let traceparent = format!("00-{digest}-{}-01", &digest[16..]);
-                sqlx::query("SELECT outbox.append('PspResultUpdateEvent', $1, $2, $3, NULL, $4)")
+                sqlx::query("SELECT outbox.append('PspResultUpdateEvent', $1, $2::json, $3, NULL, $4)")
                     .bind(&key)
-                    .bind(payload)
+                    .bind(payload.to_string())
                     .bind(traceparent)
                     .bind(id)
                     .execute(session)
