@@ -99,8 +99,9 @@ test-contracts: setup ## Hold what is sent to PSPs against stripe-mock and Adyen
 	else
 		echo "test-contracts: SKIPPED: Adyen's requests are not checked, as ADYEN_OPENAPI names no document" >&2
 	fi
+	# As `make test` builds everything, so that nothing is built a second time.
 	STRIPE_MOCK=$$(realpath "$$tools/$(STRIPE_MOCK)/stripe-mock") PRISM=$$(realpath -m "$$tools/$(PRISM)/node_modules/.bin/prism") \
-		ADYEN_OPENAPI=$(if $(ADYEN_OPENAPI),$$(realpath "$(ADYEN_OPENAPI)")) $(CARGO) test -p executor --features contracts --test contracts -- --nocapture
+		ADYEN_OPENAPI=$(if $(ADYEN_OPENAPI),$$(realpath "$(ADYEN_OPENAPI)")) $(CARGO) test --workspace $(FAILPOINTS) --test contracts -- --nocapture
 
 bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
 	@$(CARGO) build --release --workspace --bins

@@ -1,5 +1,6 @@
 //! What the adapters send, held against contracts that we did not write: Stripe's own mock server, which checks requests by Stripe's
-//! OpenAPI document, and Adyen's OpenAPI document, by Prism. `make test-contracts` installs both and runs this.
+//! OpenAPI document, and Adyen's OpenAPI document, by Prism. `make test-contracts` installs both and runs this; without it, both parts
+//! say that they are skipped.
 //!
 //! Neither of them has any state: it is the shape of requests that is checked, not what comes of them. Each part first proves that
 //! its checker refuses a request with a fault.
@@ -18,7 +19,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// How long a checker may take to start: Prism reads a document of a megabyte.
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 
 /// A checker that runs as long as the test.
 struct Checker(Child);
@@ -67,7 +68,12 @@ fn path_of(variable: &str) -> Option<String> {
 
 #[tokio::test]
 async fn stripe_takes_every_request_that_we_make() {
-    let program = path_of("STRIPE_MOCK").expect("STRIPE_MOCK names the program: make test-contracts sets it");
+    let Some(program) = path_of("STRIPE_MOCK") else {
+        println!(
+            "SKIPPED: Stripe's requests are not checked: STRIPE_MOCK names no program (make test-contracts sets it)"
+        );
+        return;
+    };
     let (port, tls_port) = (testbed::stack::free_port().unwrap(), testbed::stack::free_port().unwrap());
     // Both addresses: without the second it would listen on all interfaces.
     let mut command = Command::new(program);
