@@ -28,11 +28,22 @@ pub(crate) enum Psp {
 /// Everything that a scenario decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Course {
+    /// Which request the obstacle and the delivery are about.
+    pub(crate) step: Step,
     pub(crate) obstacle: Obstacle,
     pub(crate) timing: Timing,
     pub(crate) verdict: Verdict,
     pub(crate) statement: Statement,
     pub(crate) delivery: Delivery,
+}
+
+/// The requests of a payment, where there are two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The one that takes the money.
+    Payment,
+    /// The one before it, which takes none.
+    Creation,
 }
 
 /// What the first requests of a payment meet before anything executes; the next one passes.
@@ -153,6 +164,7 @@ pub(crate) enum Decline {
 
 /// Nothing goes wrong.
 pub(crate) const SUCCESS: Course = Course {
+    step: Step::Payment,
     obstacle: Obstacle::None,
     timing: Timing::AtOnce,
     verdict: Verdict::Approved,
@@ -185,6 +197,10 @@ const fn waiting(waiting: Waiting, verdict: Verdict) -> Course {
     Course { timing: Timing::Deferred(waiting), verdict, ..SUCCESS }
 }
 
+const fn created(course: Course) -> Course {
+    Course { step: Step::Creation, ..course }
+}
+
 const fn both(name: &'static str, course: Course, what_happens: &'static str) -> Scenario {
     Scenario { name, what_happens, only: None, course }
 }
@@ -193,8 +209,12 @@ const fn adyen(name: &'static str, course: Course, what_happens: &'static str) -
     Scenario { name, what_happens, only: Some(Psp::Adyen), course }
 }
 
+const fn stripe(name: &'static str, course: Course, what_happens: &'static str) -> Scenario {
+    Scenario { name, what_happens, only: Some(Psp::Stripe), course }
+}
+
 /// All of them.
-pub(crate) static SCENARIOS: [Scenario; 45] = [
+pub(crate) static SCENARIOS: [Scenario; 52] = [
     both("success", SUCCESS, "succeeds"),
     both("decline_generic", declined(Decline::Generic), "soft decline without a reason"),
     both("decline_do_not_honor", declined(Decline::DoNotHonor), "soft decline: do not honor"),
@@ -345,6 +365,41 @@ pub(crate) static SCENARIOS: [Scenario; 45] = [
         Course { timing: Timing::Deferred(Waiting::Processing), ..told(Delivery::Withheld) },
         "accepts the payment, never answers, and succeeds after --slow",
     ),
+    stripe(
+        "create_timeout_before",
+        created(after(Obstacle::Lost)),
+        "the first creation is lost before it executes and is never answered; a repetition succeeds",
+    ),
+    stripe(
+        "create_timeout_after",
+        created(told(Delivery::Withheld)),
+        "creates, then never answers; a replay tells the truth",
+    ),
+    stripe(
+        "create_reset_before",
+        created(after(Obstacle::Reset)),
+        "the connection of the first creation is reset before it executes; a repetition succeeds",
+    ),
+    stripe(
+        "create_reset_after",
+        created(told(Delivery::Reset)),
+        "creates, then resets the connection; a replay tells the truth",
+    ),
+    stripe(
+        "create_error_before",
+        created(Course { verdict: Verdict::Unasked, ..told(Delivery::ErrorKept) }),
+        "answers 500 without creating anything, and again to every replay of the key",
+    ),
+    stripe(
+        "create_error_after",
+        created(told(Delivery::ErrorKept)),
+        "creates, then answers 500, and again to every replay of the key",
+    ),
+    stripe(
+        "create_error_once_after",
+        created(told(Delivery::ErrorOnce)),
+        "creates, then answers 500 with the advice to try again; a replay tells the truth",
+    ),
     adyen(
         "received",
         waiting(Waiting::Received, Verdict::Approved),
@@ -400,6 +455,7 @@ mod tests {
     fn a_scenario_of_one_psp_is_unknown_at_the_other() {
         assert!(by_token(Psp::Adyen, "adyen_sim_", "adyen_sim_received").is_some());
         assert!(by_token(Psp::Stripe, "pm_sim_", "pm_sim_received").is_none());
+        assert!(by_token(Psp::Adyen, "adyen_sim_", "adyen_sim_create_reset_after").is_none());
         assert!(by_token(Psp::Adyen, "adyen_sim_", "pm_sim_success").is_none());
     }
 }

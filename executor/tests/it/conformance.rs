@@ -229,6 +229,33 @@ async fn every_scenario_ends_as_it_must_and_charges_at_most_once() {
     }
 }
 
+/// Where a payment is made known first, that can fail, too. No money has moved then, so it is never a failure of the payment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_fails_is_made_again_under_its_key_and_charges_once() {
+    use PspStatus::{Successful, Unknown};
+    for subject in subjects().await.iter().filter(|subject| subject.psp.capabilities().two_step) {
+        let one = async |(scenario, last, charges): (&str, PspStatus, usize)| {
+            let settled = subject.settle(&subject.order(scenario)).await;
+            assert_eq!(settled.said.last().unwrap().0, last, "{scenario}: {settled:?}");
+            assert!(settled.said.iter().all(|(status, _)| *status != PspStatus::Failed), "{settled:?}");
+            assert_eq!(settled.charges.len(), charges, "{scenario}: {settled:?}");
+            let created = settled.calls.iter().filter(|(operation, _)| *operation == Operation::Create);
+            assert!(created.count() > 1, "{scenario}: {settled:?}");
+        };
+        let rows = [
+            ("create_timeout_before", Successful, 1),
+            ("create_timeout_after", Successful, 1),
+            ("create_reset_before", Successful, 1),
+            ("create_reset_after", Successful, 1),
+            ("create_error_once_after", Successful, 1),
+            // The error is all that the key will ever say, made or not.
+            ("create_error_before", Unknown, 0),
+            ("create_error_after", Unknown, 0),
+        ];
+        futures::future::join_all(rows.map(one)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decline_says_what_kind_it_is() {
     use executor::psp::declines::Kind;

@@ -33,11 +33,12 @@ const SCENARIOS: [&str; 16] = [
     "amount_mismatch",
 ];
 const EACH: usize = 3;
+const EVERY_TRICK: &str = "duplicate=30,reorder=20,delay_ms=200,drop=10,early=30,contradict_late=25";
 /// For everything to come to rest; the machine may be busy.
 const REST: Duration = Duration::from_mins(2);
 
-/// A PSP that tells `receiver` everything, and plays all its tricks on it.
-async fn hostile(receiver: &str) -> (String, tokio_util::sync::DropGuard) {
+/// A PSP that tells `receiver` everything, and plays these tricks on it.
+async fn telling(receiver: &str, mode: &str) -> (String, tokio_util::sync::DropGuard) {
     let (user, password) = ADYEN_USER.split_once(':').unwrap();
     let arguments = [
         format!("--stripe-webhook-url={receiver}/webhooks/stripe"),
@@ -46,7 +47,7 @@ async fn hostile(receiver: &str) -> (String, tokio_util::sync::DropGuard) {
         format!("--adyen-webhook-hmac-key={ADYEN_KEY}"),
         format!("--adyen-webhook-user={user}"),
         format!("--adyen-webhook-password={password}"),
-        "--webhook-mode=duplicate=30,reorder=20,delay_ms=200,drop=10,early=30,contradict_late=25".to_owned(),
+        format!("--webhook-mode={mode}"),
         "--webhook-backoff=100ms".to_owned(),
         "--slow=700ms".to_owned(),
         "--seed=7".to_owned(),
@@ -82,7 +83,7 @@ async fn said(world: &World) -> HashMap<Uuid, Vec<(String, Option<String>)>> {
 async fn a_hostile_network_loses_nothing_and_hides_nothing() {
     let mut world = World::new("hostile").await;
     let address = format!("127.0.0.1:{}", testbed::stack::free_port().unwrap());
-    let (psp_url, _psp) = hostile(&format!("http://{address}")).await;
+    let (psp_url, _psp) = telling(&format!("http://{address}"), EVERY_TRICK).await;
     world.psp_url = psp_url;
     let running = start_at(
         &world,
@@ -148,5 +149,31 @@ async fn a_hostile_network_loses_nothing_and_hides_nothing() {
     }
     assert!(lies.len() > 3, "the network lied {} times", lies.len());
     assert!(world.count("SELECT count(*) FROM executor.psp_results WHERE source = 'WEBHOOK'").await > 5);
+    running.stop().await;
+}
+
+/// The assumption on which FAILED follows once Adyen has taken a cancellation, come out wrong: the shopper acts after all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_called_off_and_is_authorised_after_all_is_published_as_both() {
+    let mut world = World::new("after_all").await;
+    let address = format!("127.0.0.1:{}", testbed::stack::free_port().unwrap());
+    let (psp_url, _psp) = telling(&format!("http://{address}"), "calm").await;
+    world.psp_url = psp_url;
+    let running = start_at(&world, &address, &[]);
+    let mut event = request("shopper-1-adyen_sim_action_then_authorised");
+    event.psp = "ADYEN".to_owned();
+    let id = event.payment_order_id;
+    world.send_all(std::slice::from_ref(&event)).await;
+    let paid = "SELECT count(*) FROM executor.psp_results WHERE psp_status = 'SUCCESSFUL'";
+    world.wait_for_count(paid, 1).await;
+    rest(&world).await;
+    let operations: Vec<String> = world.calls(id).await.into_iter().map(|(operation, _)| operation).collect();
+    assert_eq!(operations, ["CONFIRM", "CANCEL"], "the cancellation was taken, and did not stop it");
+    let result = |status: &str, code: Option<&str>, source: &str| {
+        (status.to_owned(), code.map(str::to_owned), source.to_owned())
+    };
+    let called_off = result("FAILED", Some("AUTHENTICATION_REQUIRED"), "REPLY");
+    assert_eq!(world.results(id).await, [called_off, result("SUCCESSFUL", None, "WEBHOOK")]);
+    assert_eq!((world.charges(id).await, world.events(id).await.len()), (1, 2));
     running.stop().await;
 }

@@ -23,7 +23,9 @@ use super::{ids, methods};
 use crate::held;
 use crate::ledger::{self, Ledger};
 use crate::outcome::{self, Desk};
-use crate::scenario::{Action, Decline, Obstacle, Psp, Statement, Timing, Verdict, Waiting};
+use crate::scenario::{
+    Action, Course, Decline, Delivery, Obstacle, Psp, Statement, Step, Timing, Verdict, Waiting,
+};
 
 type Outcome = outcome::Outcome<Answer, Pending>;
 
@@ -61,14 +63,21 @@ impl PaymentIntents {
             Ok(method) => method,
             Err(refusal) => return Outcome::answered(refusal),
         };
-        if let (Some(confirmation), Some(method)) = (confirm, &method) {
-            if let Err(refusal) = check_redirects(terms.allow_redirects, confirmation) {
-                return Outcome::answered(refusal);
-            }
-            match desk.obstacles.meet(method.test.course.obstacle, retry_name) {
-                Obstacle::None => {}
-                met => return Outcome::Hindered(met),
-            }
+        if let (Some(confirmation), Some(_)) = (confirm, &method)
+            && let Err(refusal) = check_redirects(terms.allow_redirects, confirmation)
+        {
+            return Outcome::answered(refusal);
+        }
+        // What this request goes through: the creation's, and if it confirms, too, also the payment's.
+        let course = method.as_ref().map(|method| method.test.course);
+        let course = course.filter(|course| confirm.is_some() || course.step == Step::Creation);
+        match course.map_or(Obstacle::None, |course| desk.obstacles.meet(course.obstacle, retry_name)) {
+            Obstacle::None => {}
+            met => return Outcome::Hindered(met),
+        }
+        let delivery = course.map_or(Delivery::Sent, |course| course.delivery);
+        if course.is_some_and(never_created) {
+            return Outcome::Executed { answer: Refusal::server_error().into(), delivery, pending: None };
         }
         let status =
             if method.is_some() { Status::RequiresConfirmation } else { Status::RequiresPaymentMethod };
@@ -91,11 +100,14 @@ impl PaymentIntents {
             return Outcome::NotExecuted(Refusal::full().into());
         };
         match (confirm, method) {
-            (None, _) => Outcome::answered(Answer::Intent(intent.snapshot(), expand)),
+            (None, _) => {
+                let answer = Answer::Intent(intent.snapshot(), expand);
+                Outcome::Executed { answer, delivery, pending: None }
+            }
             (Some(_), None) => Outcome::answered(missing_method(intent.snapshot())),
             (Some(confirmation), Some(method)) => {
                 let live = held(&intent.live);
-                attempt(&intent, live, method, confirmation, expand, desk)
+                attempt(&intent, live, (method, delivery), confirmation, expand, desk)
             }
         }
     }
@@ -127,11 +139,13 @@ impl PaymentIntents {
         if let Err(refusal) = check_redirects(intent.terms.allow_redirects, confirm.confirmation) {
             return Outcome::answered(refusal);
         }
-        match desk.obstacles.meet(method.test.course.obstacle, id) {
+        let course = Some(method.test.course).filter(|course| course.step == Step::Payment);
+        match course.map_or(Obstacle::None, |course| desk.obstacles.meet(course.obstacle, id)) {
             Obstacle::None => {}
             met => return Outcome::Hindered(met),
         }
-        attempt(&intent, live, method, confirm.confirmation, confirm.expand, desk)
+        let delivery = course.map_or(Delivery::Sent, |course| course.delivery);
+        attempt(&intent, live, (method, delivery), confirm.confirmation, confirm.expand, desk)
     }
 
     pub(crate) fn cancel(&self, id: &str, cancel: &Cancel, now: i64) -> Outcome {
@@ -271,18 +285,22 @@ fn missing_method(snapshot: Snapshot) -> Answer {
     .into()
 }
 
+/// The request ends before there is a PaymentIntent.
+fn never_created(course: Course) -> bool {
+    course.step == Step::Creation && course.verdict == Verdict::Unasked
+}
+
 /// Takes the payment to the issuer.
 fn attempt(
     intent: &Arc<Intent>,
     mut live: MutexGuard<'_, Live>,
-    method: Method,
+    (method, delivery): (Method, Delivery),
     confirmation: Confirmation,
     expand: Expand,
     desk: Desk<'_>,
 ) -> Outcome {
     let course = method.test.course;
     let verdict = verdict(course.verdict, confirmation);
-    let delivery = course.delivery;
     let pending = |method| Pending { intent: Arc::clone(intent), method, verdict, expand };
     match course.timing {
         Timing::AtOnce => {

@@ -194,8 +194,9 @@ async fn every_scenario_that_is_listed_exists() {
     let simulator = Simulator::with(&["--slow", "10ms", "--hang", "10ms", "--refusals", "0"]).await;
     let listed = simulator.get("/simulator/scenarios").await.expect(200).body;
     let scenarios = listed["scenarios"].as_array().unwrap();
-    assert!(scenarios.len() > 40);
-    for scenario in scenarios {
+    let here: Vec<_> = scenarios.iter().filter(|scenario| scenario["tokens"]["adyen"].is_string()).collect();
+    assert!(here.len() > 40);
+    for scenario in here {
         let token = scenario["tokens"]["adyen"].as_str().unwrap();
         let name = scenario["name"].as_str().unwrap();
         let call = simulator.call("/v71/payments", name, &payment(name, token));

@@ -331,3 +331,53 @@ async fn the_clock_ends_waits() {
     let charged_at = charged.body["charges"][0]["charged_at"].as_str().unwrap();
     assert_eq!(charged_at[..13], clock.body["now"].as_str().unwrap()[..13], "charges are dated by it");
 }
+
+/// Creations that fail, each with what its replay is answered, and whether it is made at once.
+#[tokio::test]
+async fn a_creation_can_fail_before_and_after_it_is_made() {
+    let simulator = Simulator::start().await;
+    for (token, replayed, made_at_once) in [
+        ("pm_sim_create_timeout_before", 200, false),
+        ("pm_sim_create_timeout_after", 200, true),
+        ("pm_sim_create_reset_before", 200, false),
+        ("pm_sim_create_reset_after", 200, true),
+        ("pm_sim_create_error_before", 500, false),
+        ("pm_sim_create_error_after", 500, true),
+        ("pm_sim_create_error_once_after", 200, true),
+    ] {
+        let order = [("metadata[payment_order_id]", token), ("payment_method", token)];
+        let form = [&TERMS[..], &order].concat();
+        let create = || simulator.form("/v1/payment_intents", &form).header("Idempotency-Key", token);
+        let made = async || {
+            let list = simulator.get("/v1/payment_intents?limit=100").await.expect(200);
+            let ours = list.body["data"].as_array().unwrap().clone();
+            ours.into_iter().filter(|intent| intent["metadata"]["payment_order_id"] == token).count()
+        };
+        let first = create().timeout(PATIENCE).send().await;
+        match (token.contains("_error"), &first) {
+            (true, Ok(answer)) => assert_eq!(answer.status(), 500, "{token}"),
+            (false, Err(error)) => assert_eq!(error.is_timeout(), token.contains("_timeout"), "{error:?}"),
+            _ => panic!("{token}: {first:?}"),
+        }
+        assert_eq!(made().await, usize::from(made_at_once), "{token}");
+        let replay = crate::simulator::send(create()).await.expect(replayed);
+        assert!(simulator.charged(token).await.is_empty(), "creating takes no money");
+        if replayed == 200 {
+            assert_eq!(made().await, 1, "{token}");
+            let paid = simulator.confirm(&replay.id(), &format!("{token}-confirm")).await.expect(200);
+            assert_eq!(paid.body["status"], "succeeded", "only the creation fails");
+            assert_eq!(simulator.charged(token).await.len(), 1);
+        }
+    }
+}
+
+/// In one request it is creation and confirmation alike that is lost.
+#[tokio::test]
+async fn a_creation_that_confirms_fails_as_a_whole() {
+    let simulator = Simulator::start().await;
+    let token = "pm_sim_create_error_after";
+    let order = [("metadata[payment_order_id]", token), ("payment_method", token), ("confirm", "true")];
+    let form = [&TERMS[..], &order].concat();
+    simulator.post("/v1/payment_intents", &form).await.expect_error(500, "api_error", None);
+    assert_eq!(simulator.charged(token).await.len(), 1);
+}
