@@ -4,7 +4,7 @@
 //! one transaction:  lock the order  ->  insert the result, if it says something new  ->  append its event, only then
 //!                                   ->  move the order on  ->  finish the call that brought it           -> commit
 //! ```
-//! The lock gives an order's events their order. What was said before is no event again. A claim that was lost meanwhile does not
+//! The lock gives an order's events their order. What was said before is no event again, nor is a failure in other words. A claim that was lost meanwhile does not
 //! matter here: an answer in hand is evidence, and is always recorded.
 //!
 //! If the process dies before the commit, nothing of this has happened: the call stays STARTED, and the resolver asks the PSP. If it

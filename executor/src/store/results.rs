@@ -32,7 +32,8 @@ pub async fn lock_orders(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Stan
     .await
 }
 
-/// Inserts the results of these changes; returns the event ids of those that were not known yet.
+/// Inserts the results of these changes; returns the event ids of those that were not known yet. That an order failed is known if a failure
+/// is recorded, whatever code each of them has, unless they name two payments: PSPs say why in other words in an answer and in a webhook.
 pub async fn insert_results(tx: &mut PgConnection, changes: &[Change]) -> Result<Vec<Uuid>, sqlx::Error> {
     let results: Vec<_> = changes.iter().filter_map(|c| c.result.as_ref().map(|r| (c, r))).collect();
     if results.is_empty() {
@@ -41,8 +42,13 @@ pub async fn insert_results(tx: &mut PgConnection, changes: &[Change]) -> Result
     sqlx::query_scalar(
         "INSERT INTO executor.psp_results
              (result_id, payment_order_id, psp_status, psp_reference, error_code, error_message, source, event_id, event_time)
-         SELECT gen_random_uuid(), * FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::uuid[],
-                                                 $8::timestamptz[])
+         SELECT gen_random_uuid(), r.*
+         FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::uuid[], $8::timestamptz[])
+              AS r (payment_order_id, psp_status, psp_reference, error_code, error_message, source, event_id, event_time)
+         WHERE r.psp_status <> 'FAILED' OR NOT EXISTS (
+             SELECT FROM executor.psp_results k
+             WHERE k.payment_order_id = r.payment_order_id AND k.psp_status = 'FAILED'
+               AND (k.psp_reference IS NULL OR r.psp_reference IS NULL OR k.psp_reference = r.psp_reference))
          ON CONFLICT (payment_order_id, psp_status, psp_reference, error_code) DO NOTHING
          RETURNING event_id",
     )

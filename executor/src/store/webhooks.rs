@@ -82,6 +82,7 @@ pub async fn lock_orders(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Know
             order: order(&row)?,
             state,
             held: row.try_get("held")?,
+            reference: row.try_get("psp_reference")?,
             successful: row.try_get::<Option<String>, _>("psp_status")?.as_deref() == Some("SUCCESSFUL"),
             failed: row.try_get("failed")?,
             traceparent: row.try_get("traceparent")?,

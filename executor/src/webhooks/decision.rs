@@ -50,6 +50,8 @@ pub struct Known {
     pub state: State,
     /// It is claimed, and the lease runs.
     pub held: bool,
+    /// The PSP's id of its payment, as far as it was learnt.
+    pub reference: Option<String>,
     /// It was paid.
     pub successful: bool,
     /// The references under which failures are recorded.
@@ -183,18 +185,27 @@ fn evidence(known: &Known, answer: Answer, at: OffsetDateTime) -> Turn {
         return Turn::Again;
     }
     let Some((status, error_code)) = ended(&answer) else { return hint(known, answer, at) };
-    // That it failed under this reference is known, perhaps under a code that says more.
-    if status == PspStatus::Failed && known.failed.contains(&answer.reference) {
-        return Turn::Done(Outcome::Known);
+    let mut psp_reference = answer.reference;
+    if status == PspStatus::Failed {
+        // What names no payment is about the one that is known: Adyen's TECHNICAL_CANCEL goes by our own reference, and need not tell its.
+        psp_reference = psp_reference.or_else(|| known.reference.clone());
+        if is_known_failure(&known.failed, psp_reference.as_deref()) {
+            return Turn::Done(Outcome::Known);
+        }
     }
     Turn::Record(PspResultUpdateEvent {
         payment_order_id: known.order.payment_order_id,
         psp_status: status,
-        psp_reference: answer.reference,
+        psp_reference,
         event_time: at.replace_microsecond(at.microsecond()).unwrap_or(at),
         error_code,
         error_message: answer.error_message,
     })
+}
+
+/// That it failed is known, perhaps under a code that says more. Only a failure under another reference is news: about another payment.
+fn is_known_failure(failed: &[Option<String>], reference: Option<&str>) -> bool {
+    failed.iter().any(|known| known.as_deref().is_none_or(|known| reference.is_none_or(|told| told == known)))
 }
 
 /// The status that an answer settles, with its code.
@@ -246,6 +257,7 @@ mod tests {
             order: Order::sample("STRIPE"),
             state,
             held: false,
+            reference: None,
             successful: false,
             failed: vec![],
             traceparent: String::new(),
@@ -302,8 +314,9 @@ mod tests {
             // Settled as paid: what contradicts is recorded, what was overtaken is not.
             (with(State::Settled, |k| k.successful = true), "RRkR"),
             (with(State::Settled, |k| k.failed = vec![Some("pi_1".into())]), "Rkkk"),
-            // It failed under another reference, or under none.
-            (with(State::Settled, |k| k.failed = vec![None, Some("pi_2".into())]), "RRkk"),
+            // It failed under another reference, or under none: one of its own then is no news.
+            (with(State::Settled, |k| k.failed = vec![Some("pi_2".into())]), "RRkk"),
+            (with(State::Settled, |k| k.failed = vec![None]), "Rkkk"),
             (known(State::Review), "RRkk"),
         ];
         let events = [
@@ -347,6 +360,37 @@ mod tests {
             (mismatch.psp_status, mismatch.error_code.as_deref()),
             (PspStatus::Unknown, Some(code::AMOUNT_MISMATCH))
         );
+    }
+
+    #[test]
+    fn a_failure_that_names_no_payment_is_that_of_the_known_one() {
+        let item = json!({"pspReference": "CANCEL1", "eventCode": "TECHNICAL_CANCEL", "success": "true"});
+        let event = json!({"live": "false", "notificationItems": [{"NotificationRequestItem": item}]});
+        let event = Stored {
+            psp: "ADYEN".into(),
+            event_type: "TECHNICAL_CANCEL".into(),
+            body: event.to_string().into_bytes(),
+            ..stored("", "")
+        };
+        let order = |reference: Option<&str>, failed: &[Option<&str>]| Known {
+            order: Order::sample("ADYEN"),
+            reference: reference.map(str::to_owned),
+            failed: failed.iter().map(|failed| failed.map(str::to_owned)).collect(),
+            ..known(if failed.is_empty() { State::Resolving } else { State::Settled })
+        };
+        for (reference, failed) in [
+            (Some("PSP1"), &[Some("PSP1")][..]),
+            (None, &[Some("PSP1")]),
+            (None, &[None]),
+            (Some("PSP1"), &[None]),
+        ] {
+            let turn = decided(&event, Some(&order(reference, failed)));
+            assert_eq!(turn, Turn::Done(Outcome::Known), "{reference:?} {failed:?}");
+        }
+        for reference in [Some("PSP1"), None] {
+            let Turn::Record(result) = decided(&event, Some(&order(reference, &[]))) else { panic!() };
+            assert_eq!((result.psp_status, result.psp_reference.as_deref()), (PspStatus::Failed, reference));
+        }
     }
 
     #[test]

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use executor::{
     clock::Clock,
+    psp::Operation,
     record::{Finding, Ladder, Outcome, Recorded, Source, State, record},
 };
 use schema::psp_result_update::{PspResultUpdateEvent, PspStatus};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::setup::World;
+use crate::{
+    doubt::claimed,
+    setup::{World, request},
+};
 
 fn finding(id: Uuid, status: PspStatus, reference: &str, claim: Option<Uuid>) -> Finding {
     let result = PspResultUpdateEvent {
@@ -67,6 +71,34 @@ async fn what_agrees_is_one_event_and_what_contradicts_is_never_hidden() {
         world.events(id).await.into_iter().map(|(_, payload, _)| payload["pspStatus"].to_string()).collect();
     assert_eq!(said, ["\"UNKNOWN\"", "\"SUCCESSFUL\"", "\"SUCCESSFUL\"", "\"FAILED\"", "\"PENDING\""]);
     assert_eq!(world.results(id).await.len(), 5);
+}
+
+/// An answer and a webhook give a failure different codes, and need not both name the payment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_one_event_in_whatever_words_and_another_payments_failure_is_another() {
+    let world = World::new("failures").await;
+    let service = sqlx::PgPool::connect(&world.database.url("executor")).await.unwrap();
+    let ladder = Ladder { waits: vec![Duration::from_secs(1)].into(), clock: Clock::default() };
+    for (told, events) in [
+        (&[(Some("pi_1"), "refused/not_enough_balance"), (Some("pi_1"), "refused")][..], 1),
+        (&[(Some("pi_1"), "refused"), (None, "CANCELLED")], 1),
+        (&[(None, "CANCELLED"), (Some("pi_1"), "refused"), (Some("pi_2"), "refused")], 1),
+        (&[(Some("pi_1"), "refused"), (Some("pi_2"), "refused")], 2),
+    ] {
+        let event = request("pm_card_visa");
+        let id = event.payment_order_id;
+        claimed(&world, &event, Operation::Confirm, None, "1 h").await;
+        for (reference, code) in told {
+            let mut failed = finding(id, PspStatus::Failed, "", None);
+            if let Outcome::Result(result) = &mut failed.outcome {
+                result.psp_reference = reference.map(str::to_owned);
+                result.error_code = Some((*code).to_owned());
+            }
+            record(service.clone(), ladder.clone(), vec![failed]).await.unwrap();
+        }
+        assert_eq!(world.events(id).await.len(), events, "{told:?}");
+        assert_eq!(world.results(id).await.len(), events, "{told:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

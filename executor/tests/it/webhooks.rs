@@ -249,6 +249,32 @@ async fn adyen_says_what_became_of_what_nobody_can_look_up() {
     running.stop().await;
 }
 
+/// Adyen's TECHNICAL_CANCEL goes by our reference, and need not name the payment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancellation_that_names_no_payment_says_nothing_new() {
+    let world = World::new("cancelled_once").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let (cancelled, _) = order(&world, "ADYEN", "RESOLVING").await;
+    let (refused, _) = order(&world, "ADYEN", "RESOLVING").await;
+    let tell = async |item| {
+        let before = world.count(DONE).await;
+        assert_eq!(psp.adyen(&[item]).await, StatusCode::OK);
+        world.wait_for_count(DONE, before + 1).await;
+    };
+    // Whichever comes first: one result.
+    tell(adyen_item("CANCEL1", "TECHNICAL_CANCEL", "true", cancelled, 1999)).await;
+    tell(adyen_item("PSP1", "AUTHORISATION", "false", cancelled, 1999)).await;
+    tell(adyen_item("PSP2", "AUTHORISATION", "false", refused, 1999)).await;
+    tell(adyen_item("CANCEL2", "TECHNICAL_CANCEL", "true", refused, 1999)).await;
+    for (id, code) in [(cancelled, "CANCELLED"), (refused, "refused")] {
+        assert_eq!(world.results(id).await, [result("FAILED", Some(code), "WEBHOOK")]);
+        assert_eq!(world.events(id).await.len(), 1);
+        assert_eq!(outcomes(&world, id).await, ["RECORDED", "KNOWN"]);
+    }
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_processes_share_the_work_and_each_event_counts_once() {
     let world = World::new("share").await;
