@@ -1,7 +1,7 @@
 //! Asks for payment orders all the while, and is held between two episodes.
 //!
-//! What happens to each order is a matter of its token, and that of the seed: most are charged at once, some are declined, and about
-//! one in six loses an answer on the way, at the PSP itself, whatever else is broken.
+//! Both PSPs get as many. What happens to each order is a matter of its token, and that of the seed: most are charged at once, some are
+//! declined, and about one in six loses an answer on the way, at the PSP itself, whatever else is broken.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,24 +22,62 @@ const FIRST: usize = 500;
 /// For the broker to acknowledge what it was sent, when it has been away.
 const HOLD_LIMIT: Duration = Duration::from_mins(1);
 
-const DECLINED: [&str; 4] = [
-    "pm_card_chargeDeclined",
-    "pm_card_chargeDeclinedInsufficientFunds",
-    "pm_card_chargeDeclinedExpiredCard",
-    "pm_card_authenticationRequired",
-];
-/// The last four are worth another try in the same process, where there is time for it.
-const AMBIGUOUS: [&str; 9] = [
-    "pm_sim_timeout_after_charge",
-    "pm_sim_error_after_charge",
-    "pm_sim_timeout_before_charge",
-    "pm_sim_slow",
-    "pm_sim_processing",
-    "pm_sim_error_once_after_charge",
-    "pm_sim_reset_before_charge",
-    "pm_sim_reset_after_charge",
-    "pm_sim_unavailable",
-];
+/// What happens to orders at one PSP.
+#[derive(Clone, Copy)]
+struct Tokens {
+    psp: &'static str,
+    paid: &'static str,
+    declined: &'static [&'static str],
+    ambiguous: &'static [&'static str],
+}
+
+/// The last four of the ambiguous ones are worth another try in the same process, where there is time for it.
+const STRIPE: Tokens = Tokens {
+    psp: "STRIPE",
+    paid: "pm_card_visa",
+    declined: &[
+        "pm_card_chargeDeclined",
+        "pm_card_chargeDeclinedInsufficientFunds",
+        "pm_card_chargeDeclinedExpiredCard",
+        "pm_card_authenticationRequired",
+    ],
+    ambiguous: &[
+        "pm_sim_timeout_after_charge",
+        "pm_sim_error_after_charge",
+        "pm_sim_timeout_before_charge",
+        "pm_sim_slow",
+        "pm_sim_processing",
+        "pm_sim_error_once_after_charge",
+        "pm_sim_reset_before_charge",
+        "pm_sim_reset_after_charge",
+        "pm_sim_unavailable",
+    ],
+};
+
+/// Nobody can look at a payment there: what became of `error_after_charge`, `processing` and `received` is told by webhooks alone.
+const ADYEN: Tokens = Tokens {
+    psp: "ADYEN",
+    paid: "shopper-1-adyen_sim_success",
+    declined: &[
+        "shopper-1-adyen_sim_decline_generic",
+        "shopper-1-adyen_sim_decline_insufficient_funds",
+        "shopper-1-adyen_sim_decline_expired_card",
+        "shopper-1-adyen_sim_authentication_required",
+        "shopper-1-adyen_sim_action_redirect",
+    ],
+    ambiguous: &[
+        "shopper-1-adyen_sim_timeout_after_charge",
+        "shopper-1-adyen_sim_error_after_charge",
+        "shopper-1-adyen_sim_timeout_before_charge",
+        "shopper-1-adyen_sim_slow",
+        "shopper-1-adyen_sim_processing",
+        "shopper-1-adyen_sim_received_then_failure",
+        "shopper-1-adyen_sim_error_once_after_charge",
+        "shopper-1-adyen_sim_reset_before_charge",
+        "shopper-1-adyen_sim_reset_after_charge",
+        "shopper-1-adyen_sim_unavailable",
+    ],
+};
 
 /// Asks until it is dropped.
 #[derive(Debug)]
@@ -148,13 +186,14 @@ impl Asking {
 }
 
 fn draw(random: &mut Random) -> Asked {
+    let tokens = [STRIPE, ADYEN][random.below(2)];
     let payment_method = match random.below(100) {
-        0..70 => "pm_card_visa",
-        70..83 => DECLINED[random.below(DECLINED.len())],
-        _ => AMBIGUOUS[random.below(AMBIGUOUS.len())],
+        0..70 => tokens.paid,
+        70..83 => tokens.declined[random.below(tokens.declined.len())],
+        _ => tokens.ambiguous[random.below(tokens.ambiguous.len())],
     };
     let amount_minor = 100 + i64::try_from(random.below(99_900)).unwrap_or_default();
-    Asked { amount_minor, ..Asked::new(payment_method) }
+    Asked { psp: tokens.psp, amount_minor, ..Asked::new(payment_method) }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

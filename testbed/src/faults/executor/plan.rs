@@ -21,6 +21,10 @@ pub(super) const LEASE: [Duration; SEATS] =
     [Duration::from_millis(1_600), Duration::from_millis(1_600), Duration::from_millis(4_100)];
 /// How long the simulator takes over its slow tokens.
 const SLOW: &str = "300ms";
+/// What Adyen's webhooks are signed and sent with.
+const ADYEN_HMAC_KEY: &str = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056";
+const ADYEN_USER: &str = "adyen";
+const ADYEN_PASSWORD: &str = "local-password";
 const LADDER: &str = "300ms,500ms,1s,1s,2s,2s,5s,5s,10s,30s,60s";
 
 /// What the processes are made from.
@@ -48,9 +52,21 @@ impl Plan<'_> {
         Ok(())
     }
 
-    pub(super) fn simulator(&self, port: u16) -> Result<Service> {
+    /// It tells what became of payments at Adyen, where nobody can ask; Stripe tells nothing here, so that asking alone has to do there.
+    /// What is not taken is told again, for longer than any executor is away.
+    pub(super) fn simulator(&self, port: u16, webhooks: u16) -> Result<Service> {
         let listen = format!("127.0.0.1:{port}");
-        let given = [("LISTEN", listen.clone()), ("SLOW", SLOW.to_owned())];
+        let given = [
+            ("LISTEN", listen.clone()),
+            ("SLOW", SLOW.to_owned()),
+            ("ADYEN_WEBHOOK_URL", format!("http://127.0.0.1:{webhooks}/webhooks/adyen")),
+            ("ADYEN_WEBHOOK_HMAC_KEY", ADYEN_HMAC_KEY.to_owned()),
+            ("ADYEN_WEBHOOK_USER", ADYEN_USER.to_owned()),
+            ("ADYEN_WEBHOOK_PASSWORD", ADYEN_PASSWORD.to_owned()),
+            ("WEBHOOK_BACKOFF", "200ms".to_owned()),
+            ("WEBHOOK_BACKOFF_MAX", "2s".to_owned()),
+            ("WEBHOOK_ATTEMPTS", "60".to_owned()),
+        ];
         self.service("psp-simulator", binary("psp-simulator")?, &[], &given, format!("http://{listen}/livez"))
     }
 
@@ -67,18 +83,26 @@ impl Plan<'_> {
         self.service("relay", binary("outbox-relay")?, &["run"], &given, format!("http://{admin}/readyz"))
     }
 
-    /// The executor of this seat, counted from 0.
-    pub(super) fn executor(&self, seat: usize, [database, broker, psp]: [&Proxy; 3]) -> Result<Service> {
+    /// The executor of this seat, counted from 0. With a port for webhooks it receives them; all of them work them off.
+    pub(super) fn executor(
+        &self,
+        seat: usize,
+        [database, broker, psp]: [&Proxy; 3],
+        webhooks: Option<u16>,
+    ) -> Result<Service> {
         let admin = format!("127.0.0.1:{}", free_port()?);
         let name = format!("executor-{}", seat + 1);
         let milliseconds = |time: Duration| format!("{}ms", time.as_millis());
-        let given = [
+        let mut given = vec![
             ("DATABASE_URL", Server { port: database.port() }.url("executor", &self.database.name)),
             ("KAFKA_BOOTSTRAP", format!("127.0.0.1:{}", broker.port())),
             ("KAFKA_PROPERTIES", format!("group.instance.id={name}")),
             ("SCHEMA_REGISTRY_URL", self.registry.url()),
             ("STRIPE_BASE_URL", format!("http://127.0.0.1:{}", psp.port())),
             ("STRIPE_SECRET_KEY", "sk_test_local".to_owned()),
+            ("ADYEN_BASE_URL", format!("http://127.0.0.1:{}/v71", psp.port())),
+            ("ADYEN_API_KEY", "local".to_owned()),
+            ("ADYEN_MERCHANT_ACCOUNT", "LocalMerchant".to_owned()),
             ("PSP_TIMEOUT", milliseconds(PSP_TIMEOUT[seat])),
             ("LEASE", milliseconds(LEASE[seat])),
             ("RESOLVE_AFTER", "200ms".to_owned()),
@@ -89,6 +113,11 @@ impl Plan<'_> {
             ("DATABASE_POOL_SIZE", "4".to_owned()),
             ("ADMIN_LISTEN", admin.clone()),
         ];
+        if let Some(port) = webhooks {
+            given.push(("WEBHOOKS_LISTEN", format!("127.0.0.1:{port}")));
+            given.push(("ADYEN_HMAC_KEYS", ADYEN_HMAC_KEY.to_owned()));
+            given.push(("ADYEN_WEBHOOK_AUTH", format!("{ADYEN_USER}:{ADYEN_PASSWORD}")));
+        }
         self.service(&name, binary("executor")?, &["run"], &given, format!("http://{admin}/readyz"))
     }
 

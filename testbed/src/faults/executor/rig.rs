@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!  asker ──▶ Kafka ◀── proxy ── executor ── proxy ──▶ PSP simulator
-//!                                  │ proxy
+//!                                  │ proxy         │ webhooks of Adyen
+//!                                  │               ▼
+//!                                  │            executor 1
 //!                                  ▼
 //!                              PostgreSQL ◀── relay ──▶ Kafka (results)
 //! ```
@@ -31,6 +33,8 @@ use crate::topic::Topics;
 const REQUESTS: &str = "payment-order-requests";
 const RESULTS: &str = "psp-result-updates";
 pub(super) const SEATS: usize = 3;
+/// The seat whose executor receives webhooks.
+const RECEIVER: usize = 0;
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(15);
 /// For every order to come to an end, and for every event to be published.
@@ -85,13 +89,15 @@ impl Rig {
         let plan = Plan { home, folder, database: &database, kafka: &kafka, registry: &registry };
         plan.set_up().await?;
         let simulator_port = free_port()?;
-        let simulator = plan.simulator(simulator_port)?;
+        let webhooks_port = free_port()?;
+        let simulator = plan.simulator(simulator_port, webhooks_port)?;
         let relay = plan.relay()?;
         let mut seats = Vec::new();
         for (seat, broker) in brokers.into_iter().enumerate() {
             let database = Proxy::start(postgres.server().port).await?;
             let psp = Proxy::start(simulator_port).await?;
-            let executor = plan.executor(seat, [&database, &broker, &psp])?;
+            let webhooks = (seat == RECEIVER).then_some(webhooks_port);
+            let executor = plan.executor(seat, [&database, &broker, &psp], webhooks)?;
             seats.push(Seat { executor, database, broker, psp, armed: false });
         }
         for service in seats.iter().map(|seat| &seat.executor).chain([&simulator, &relay]) {
@@ -204,26 +210,28 @@ impl Rig {
         None
     }
 
-    /// Holds the asker, and waits until every order has come to an end and every event is published.
+    /// Holds the asker, and waits until every order has come to an end, every webhook is worked off and every event is published.
     pub(super) async fn come_to_rest(&self) -> Result<()> {
         self.asker.hold().await?;
         let asked = i64::try_from(self.asker.count())?;
         let begun = Instant::now();
         loop {
-            let (ended, open, pending): (i64, i64, i64) = sqlx::query_as(
+            let (ended, open, told, pending): (i64, i64, i64, i64) = sqlx::query_as(
                 "SELECT count(*) FILTER (WHERE state IN ('SETTLED', 'REVIEW')),
-                        count(*) FILTER (WHERE state NOT IN ('SETTLED', 'REVIEW')), (SELECT count(*) FROM outbox.pending)
+                        count(*) FILTER (WHERE state NOT IN ('SETTLED', 'REVIEW')),
+                        (SELECT count(*) FROM executor.webhooks WHERE processed_at IS NULL), (SELECT count(*) FROM outbox.pending)
                  FROM executor.inbox",
             )
             .fetch_one(&self.superuser)
             .await
             .context("ask what is left to do")?;
-            if ended >= asked && open == 0 && pending == 0 {
+            if ended >= asked && open == 0 && told == 0 && pending == 0 {
                 return Ok(());
             }
             ensure!(
                 begun.elapsed() < REST_LIMIT,
-                "of {asked} orders {ended} have ended after {REST_LIMIT:?}; {open} are open, {pending} events pending"
+                "of {asked} orders {ended} have ended after {REST_LIMIT:?}; {open} are open, {told} webhooks wait, {pending} events \
+                 pending"
             );
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -289,11 +297,11 @@ impl Rig {
         Ok(Books { asked, charges: self.ledger.clone(), inbox, results, outbox, topic })
     }
 
-    /// Results of these orders that the resolver has brought.
+    /// Results of these orders that were not brought by the answer to a first try.
     pub(super) async fn resolved(&self, asked: &[Asked]) -> Result<i64> {
         let ids: Vec<Uuid> = asked.iter().map(|asked| asked.payment_order_id).collect();
         sqlx::query_scalar(
-            "SELECT count(*) FROM executor.psp_results WHERE payment_order_id = ANY ($1) AND source = 'RESOLVER'",
+            "SELECT count(*) FROM executor.psp_results WHERE payment_order_id = ANY ($1) AND source <> 'REPLY'",
         )
         .bind(&ids)
         .fetch_one(&self.superuser)
