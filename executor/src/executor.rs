@@ -10,6 +10,9 @@
 //! call, during it, or before its answer is recorded, the attempt stays STARTED and the lease runs out; whoever claims the order
 //! then (`resolver`) asks the PSP. A claim is exclusive while its lease lasts, and no call is made that could outlast it.
 //!
+//! If the database refuses a claim for one order's sake, the orders are claimed one by one; the one that is refused alone is set aside
+//! (`executor.parked`), and tried again later and later, until it can be claimed. What else the database says is waited out.
+//!
 //! Orders are claimed per PSP, each PSP in its own loop with its own room (`lane`): one that stalls holds up nobody else's orders, and one
 //! that fails is left alone while its orders wait in the database. Orders of a PSP that this process has no adapter for are left to a
 //! process that has one.
@@ -20,7 +23,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chassis::{backoff::Backoff, postgres::transaction, shutdown::Shutdown};
+use chassis::{
+    backoff::Backoff,
+    postgres::{Disposition, disposition, transaction},
+    shutdown::Shutdown,
+};
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::PgPool;
 use tokio::{
@@ -47,6 +54,8 @@ use crate::{
 const CLAIM_MAX: usize = 64;
 /// Most calls for one order in one go; a look-up and a cancellation could otherwise follow each other for ever.
 const CALLS_MAX: usize = 6;
+/// First and longest pause before an order whose claim was refused is tried again.
+const PARKED_FOR: (Duration, Duration) = (Duration::from_secs(1), Duration::from_hours(1));
 /// Groups written side by side.
 const WRITERS: usize = 2;
 
@@ -62,6 +71,18 @@ pub struct Executor {
     psp_timeout: Duration,
     advances: Group<Advance, Option<f64>>,
     findings: Group<Finding, Recorded>,
+}
+
+/// A claim that was rolled back, and the order that was alone in it, with its trace.
+struct Refused {
+    error: sqlx::Error,
+    alone: Option<(Uuid, String)>,
+}
+
+impl From<sqlx::Error> for Refused {
+    fn from(error: sqlx::Error) -> Self {
+        Self { error, alone: None }
+    }
 }
 
 /// Where the loops of claims take their orders, and how often they look.
@@ -125,22 +146,24 @@ impl Executor {
         let mut tasks = JoinSet::new();
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let mut last_found = Instant::now();
+        // After a claim was refused so many orders are claimed one by one, so that one cannot hold up the others.
+        let mut singly = 0_usize;
         while let Some(free) = self.free(&slots).await {
             while let Some(ended) = tasks.try_join_next() {
                 log_panic(ended);
             }
-            let Some(limit) = lane.admitted(free.len()).await else { break };
+            let Some(room) = lane.admitted(free.len()).await else { break };
+            let limit = if singly > 0 { room.min(1) } else { room };
             let found = match self.claim(&lane, pace.queue, limit).await {
                 Ok(found) => found,
-                Err(error) => {
-                    let delay = backoff.next_delay();
+                Err(refused) => {
                     lane.found_nothing();
-                    tracing::warn!(%error, queue = ?pace.queue, delay_ms = delay.as_millis(), "orders could not be claimed");
-                    self.shutdown.sleep(delay).await;
+                    singly = self.refused(refused, pace.queue, singly, &mut backoff).await;
                     continue;
                 }
             };
             backoff.reset();
+            singly = if found.is_empty() { 0 } else { singly.saturating_sub(1) };
             // Orders that end without a call, expired ones for instance, say nothing about the PSP.
             if found.iter().all(|claimed| claimed.turn.started().is_none()) {
                 lane.found_nothing();
@@ -184,7 +207,7 @@ impl Executor {
     }
 
     /// Takes up to `limit` orders of this PSP that are due, and writes down the first call of each.
-    async fn claim(&self, lane: &Arc<Lane>, queue: Queue, limit: usize) -> Result<Vec<Claimed>, sqlx::Error> {
+    async fn claim(&self, lane: &Arc<Lane>, queue: Queue, limit: usize) -> Result<Vec<Claimed>, Refused> {
         let (executor, lane) = (self.clone(), Arc::clone(lane));
         let (claim, lease_end) = (Uuid::now_v7(), Instant::now() + self.lease);
         transaction(&self.pool, move |tx| {
@@ -200,11 +223,46 @@ impl Executor {
                 let claimed: Vec<Claimed> = candidates.into_iter().map(begin).collect();
                 let rows: Vec<_> =
                     claimed.iter().map(|c| (c.order.payment_order_id, c.turn.started().cloned())).collect();
-                store::claim(tx, claim, executor.lease, executor.psp_timeout, &rows).await?;
-                Ok(claimed)
+                match store::claim(tx, claim, executor.lease, executor.psp_timeout, &rows).await {
+                    Ok(()) => Ok(claimed),
+                    Err(error) => {
+                        let one = claimed.first().filter(|_| claimed.len() == 1);
+                        let alone = one.map(|one| (one.order.payment_order_id, one.trace_id.clone()));
+                        Err(Refused { error, alone })
+                    }
+                }
             })
         })
         .await
+    }
+
+    /// Sets aside the order that was alone in a refused claim, or waits; returns how many are to be claimed one by one from now on.
+    async fn refused(
+        &self,
+        Refused { error, alone }: Refused,
+        queue: Queue,
+        singly: usize,
+        backoff: &mut Backoff,
+    ) -> usize {
+        let culprit = disposition(&error) == Disposition::Culprit;
+        if culprit && alone.is_none() && singly == 0 {
+            return CLAIM_MAX;
+        }
+        if let Some((payment_order_id, trace_id)) = alone.filter(|_| culprit) {
+            match store::park(&self.pool, payment_order_id, &error, PARKED_FOR).await {
+                Ok(refusals) => {
+                    tracing::error!(trace_id, %payment_order_id, %error, refusals, "the database refuses the claim of an order: it is set aside");
+                    return singly.saturating_sub(1);
+                }
+                Err(error) => {
+                    tracing::warn!(trace_id, %payment_order_id, %error, "an order could not be set aside");
+                }
+            }
+        }
+        let delay = backoff.next_delay();
+        tracing::warn!(%error, ?queue, delay_ms = delay.as_millis(), "orders could not be claimed");
+        self.shutdown.sleep(delay).await;
+        singly
     }
 
     /// Calls the PSP until there is something to record, and records it.

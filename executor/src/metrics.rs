@@ -49,6 +49,8 @@ pub struct Metrics {
     pub attempt_unknown_oldest_age: IntGauge,
     /// Orders that a person must look at.
     pub orders_in_review: IntGauge,
+    /// Orders that the database refuses to have claimed.
+    pub orders_parked: IntGauge,
     /// Claims lost to another executor before a call: leases that were too short.
     pub claims_lost: IntCounter,
     /// Events in webhooks that were verified and are stored, by whether they were there already.
@@ -128,6 +130,10 @@ impl Metrics {
                 "Age of the oldest of them.",
             )?,
             orders_in_review: gauge("payment_orders_in_review", "Orders that a person must look at.")?,
+            orders_parked: gauge(
+                "payment_orders_parked",
+                "Orders that the database refuses to have claimed: set aside, and tried again.",
+            )?,
             claims_lost: counter("claims_lost_total", "Claims lost to another executor before a call.")?,
             webhooks_received: counters(
                 "webhook_received_total",

@@ -40,10 +40,11 @@ pub async fn run(executor: Executor, concurrency: usize) -> anyhow::Result<()> {
 pub async fn watch(pool: PgPool, metrics: Metrics, shutdown: Shutdown) -> anyhow::Result<()> {
     loop {
         match results::unresolved(&pool).await {
-            Ok((orders, oldest_seconds, in_review)) => {
+            Ok((orders, oldest_seconds, in_review, parked)) => {
                 metrics.attempts_unknown.set(orders);
                 metrics.attempt_unknown_oldest_age.set(oldest_seconds);
                 metrics.orders_in_review.set(in_review);
+                metrics.orders_parked.set(parked);
             }
             Err(error) => tracing::debug!(%error, "the gauges could not be brought up to date"),
         }

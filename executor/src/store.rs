@@ -5,6 +5,7 @@ pub mod webhooks;
 
 use std::time::Duration;
 
+use schema::psp_result_update::sanitise_error_message;
 use secrecy::SecretString;
 use sqlx::{PgConnection, PgPool, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
@@ -17,7 +18,10 @@ use crate::{
 
 /// Fails if the database does not answer, or has not been migrated.
 pub async fn check(pool: &PgPool) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT FROM executor.inbox, executor.webhooks LIMIT 0").execute(pool).await.map(|_| ())
+    sqlx::query("SELECT FROM executor.inbox, executor.webhooks, executor.parked LIMIT 0")
+        .execute(pool)
+        .await
+        .map(|_| ())
 }
 
 // ------------------------------------------------------------------------------------------------------------------ intake
@@ -98,8 +102,8 @@ pub struct Candidate {
     pub lapses: Option<i16>,
 }
 
-/// Locks up to `limit` orders of a PSP that are due and that nobody else is claiming. What is due by time follows a
-/// clock that is `ahead` of the database's; leases follow the database's.
+/// Locks up to `limit` orders of a PSP that are due, that nobody else is claiming and that are not set aside. What is due by time
+/// follows a clock that is `ahead` of the database's; leases follow the database's.
 pub async fn lock_due(
     tx: &mut PgConnection,
     queue: Queue,
@@ -111,15 +115,18 @@ pub async fn lock_due(
         Queue::Queued => {
             "WITH due AS (
                  SELECT * FROM executor.inbox WHERE state = 'QUEUED' AND psp = $2 AND due_at <= now() + make_interval(secs => $3)
+                   AND payment_order_id <> ALL (ARRAY(SELECT payment_order_id FROM executor.parked WHERE again_at > now()))
                  ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
              )"
         }
         Queue::Due => {
             "WITH resolving AS (
                  SELECT * FROM executor.inbox WHERE state = 'RESOLVING' AND psp = $2 AND due_at <= now() + make_interval(secs => $3)
+                   AND payment_order_id <> ALL (ARRAY(SELECT payment_order_id FROM executor.parked WHERE again_at > now()))
                  ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
              ), lapsed AS (
                  SELECT * FROM executor.inbox WHERE state = 'IN_FLIGHT' AND psp = $2 AND lease_until <= now()
+                   AND payment_order_id <> ALL (ARRAY(SELECT payment_order_id FROM executor.parked WHERE again_at > now()))
                  ORDER BY lease_until LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
              ), due AS (
                  SELECT * FROM lapsed UNION ALL SELECT * FROM resolving LIMIT $1
@@ -204,7 +211,7 @@ pub async fn orders_of_others(pool: &PgPool, psps: &[&str]) -> Result<Vec<(Strin
 }
 
 /// Claims the locked orders for `token` and writes down the first call of each, if there is one. Attempts that others have left open
-/// are closed: nobody is there any more to receive their answer.
+/// are closed: nobody is there any more to receive their answer. One that was set aside is so no more.
 pub async fn claim(
     tx: &mut PgConnection,
     token: Uuid,
@@ -230,6 +237,8 @@ pub async fn claim(
              UPDATE executor.psp_attempts a
              SET status = 'FINISHED', verdict = 'ABANDONED', finished_at = clock_timestamp()
              FROM claims c WHERE a.payment_order_id = c.payment_order_id AND a.status = 'STARTED'
+         ), parked AS (
+             DELETE FROM executor.parked p USING claims c WHERE p.payment_order_id = c.payment_order_id
          )
          INSERT INTO executor.psp_attempts
              (attempt_id, payment_order_id, operation, try, idempotency_key, request_hash, deadline_at)
@@ -250,6 +259,32 @@ pub async fn claim(
     .execute(tx)
     .await
     .map(|_| ())
+}
+
+/// Sets aside an order whose claim is refused with this error, for `first`, then twice as long with each further refusal up to `longest`;
+/// returns how often it was refused.
+pub async fn park(
+    pool: &PgPool,
+    payment_order_id: Uuid,
+    error: &sqlx::Error,
+    (first, longest): (Duration, Duration),
+) -> Result<i32, sqlx::Error> {
+    let sqlstate = error.as_database_error().and_then(|error| error.code().map(String::from));
+    sqlx::query_scalar(
+        "INSERT INTO executor.parked AS p (payment_order_id, sqlstate, reason, again_at)
+         VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
+         ON CONFLICT (payment_order_id) DO UPDATE
+         SET sqlstate = excluded.sqlstate, reason = excluded.reason, refusals = least(p.refusals, 1000000) + 1,
+             again_at = clock_timestamp() + make_interval(secs => least($5, $4 * power(2, least(p.refusals, 30))))
+         RETURNING refusals",
+    )
+    .bind(payment_order_id)
+    .bind(sqlstate.unwrap_or_default())
+    .bind(sanitise_error_message(&error.to_string()))
+    .bind(first.as_secs_f64())
+    .bind(longest.as_secs_f64())
+    .fetch_one(pool)
+    .await
 }
 
 // ------------------------------------------------------------------------------------------------------------------- calls

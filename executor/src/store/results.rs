@@ -123,8 +123,8 @@ pub async fn apply(tx: &mut PgConnection, changes: &[Change], ahead: Duration) -
     .map(|_| ())
 }
 
-/// How many orders wait for the resolver, the age of the oldest in seconds, and how many wait for a person.
-pub async fn unresolved(pool: &PgPool) -> Result<(i64, i64, i64), sqlx::Error> {
+/// How many orders wait for the resolver, the age of the oldest in seconds, how many wait for a person, and how many are set aside.
+pub async fn unresolved(pool: &PgPool) -> Result<(i64, i64, i64, i64), sqlx::Error> {
     sqlx::query_as(
         "WITH unresolved AS (
              SELECT received_at FROM executor.inbox WHERE state = 'RESOLVING'
@@ -132,7 +132,7 @@ pub async fn unresolved(pool: &PgPool) -> Result<(i64, i64, i64), sqlx::Error> {
          )
          SELECT (SELECT count(*) FROM unresolved),
                 (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(received_at)), 0)::bigint FROM unresolved),
-                (SELECT count(*) FROM executor.inbox WHERE state = 'REVIEW')",
+                (SELECT count(*) FROM executor.inbox WHERE state = 'REVIEW'), (SELECT count(*) FROM executor.parked)",
     )
     .fetch_one(pool)
     .await

@@ -2,18 +2,22 @@
 
 use std::time::{Duration, Instant};
 
+use chassis::telemetry::TraceContext;
 use executor::{
     psp::{Answer, Operation, Verdict},
     record::{Finding, Ladder, Outcome, Source, record},
     store::{Advance, Finished, Started},
 };
-use schema::psp_result_update::{PspResultUpdateEvent, PspStatus};
+use schema::{
+    payment_order_requested::PaymentOrderRequestedEvent,
+    psp_result_update::{PspResultUpdateEvent, PspStatus},
+};
 use sqlx::Connection as _;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    doubt::claimed,
+    doubt::{claimed, died},
     setup::{World, request},
 };
 
@@ -158,6 +162,51 @@ async fn an_order_that_has_come_to_an_end_has_no_open_call_and_a_late_answer_sti
         "SELECT count(*) FROM executor.psp_attempts WHERE operation = 'CONFIRM' AND verdict = 'SUCCEEDED'";
     assert_eq!(world.count(answered).await, 1);
     assert_eq!(world.events(payment_order_id).await.len(), 1, "what agrees is one event");
+}
+
+/// Whatever it is that the database has against one order, the others of its PSP are carried out.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_claim_is_refused_is_set_aside_and_holds_nobody_up() {
+    let world = World::new("set_aside").await;
+    for sql in [
+        "CREATE FUNCTION public.poison() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN RAISE EXCEPTION 'poison' USING ERRCODE = 'check_violation'; END $$",
+        "CREATE TRIGGER poison BEFORE UPDATE ON executor.inbox FOR EACH ROW
+         WHEN (NEW.merchant_reference = 'poison' AND NEW.state = 'IN_FLIGHT') EXECUTE FUNCTION public.poison()",
+    ] {
+        sqlx::query(sql).execute(&world.pool).await.unwrap();
+    }
+    let poisoned =
+        || PaymentOrderRequestedEvent { merchant_reference: "poison".to_owned(), ..request("pm_card_visa") };
+    // One to be carried out, one whose process is gone; each the first in its queue.
+    let (fresh, left) = (poisoned(), poisoned());
+    died(&world, &left, Operation::Create, None).await;
+    let fine = request("pm_card_visa");
+    world.send(&fresh, &TraceContext::new_trace()).await;
+    let running = world.start(&[]);
+    world.wait_for_count("SELECT count(*) FROM executor.parked", 2).await;
+    died(&world, &fine, Operation::Create, None).await;
+    let others: Vec<_> = (0..100).map(|_| request("pm_card_visa")).collect();
+    world.send_all(&others).await;
+    world.wait_for_count("SELECT count(*) FROM executor.inbox WHERE state = 'SETTLED'", 101).await;
+    world
+        .wait_for_count(
+            "SELECT count(*) FROM executor.parked WHERE refusals >= 3 AND sqlstate = '23514' AND reason LIKE '%poison%'",
+            2,
+        )
+        .await;
+    for event in [&fresh, &left] {
+        assert_eq!(world.charges(event.payment_order_id).await, 0);
+        assert_eq!(world.results(event.payment_order_id).await, []);
+    }
+    sqlx::query("DROP TRIGGER poison ON executor.inbox").execute(&world.pool).await.unwrap();
+    sqlx::query("UPDATE executor.parked SET again_at = now()").execute(&world.pool).await.unwrap();
+    for event in [&fresh, &left] {
+        world.wait_for_state(event.payment_order_id, "SETTLED").await;
+        assert_eq!(world.charges(event.payment_order_id).await, 1);
+    }
+    assert_eq!(world.count("SELECT count(*) FROM executor.parked").await, 0);
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
