@@ -31,8 +31,9 @@ use rdkafka::{
     message::OwnedMessage,
 };
 use schema::{decode::Decoder, payment_order_requested::PaymentOrderRequestedEvent};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::{
     clock::Clock,
@@ -246,7 +247,7 @@ impl Intake {
                 if !aside.is_empty() {
                     store::insert_quarantined(tx, &aside).await?;
                 }
-                if requests.is_empty() { Ok(0) } else { store::insert_requests(tx, &requests).await }
+                if requests.is_empty() { Ok(0) } else { take_in(tx, &requests).await }
             })
         })
         .await?;
@@ -347,6 +348,14 @@ impl Intake {
         }
         tracing::info!(on, "intake goes on");
     }
+}
+
+/// Takes requests in, and has what came before them looked at; returns how many were new.
+async fn take_in(tx: &mut PgConnection, requests: &[Request]) -> Result<u64, sqlx::Error> {
+    let new = store::insert_requests(tx, requests).await?;
+    let orders: Vec<Uuid> = requests.iter().map(|request| request.event.payment_order_id).collect();
+    store::webhooks::turned_up(tx, &orders).await?;
+    Ok(new)
 }
 
 impl std::fmt::Debug for Intake {

@@ -140,6 +140,7 @@ fn webhooks(
         clock: config.clock.clone(),
         rules: Rules {
             orphans_for: config.webhooks.webhook_orphans_for,
+            strangers_max: config.webhooks.webhook_strangers_max.into(),
             retention: config.webhooks.webhook_retention,
             live: config.psps.mode == Mode::Live,
         },

@@ -53,14 +53,16 @@ pub struct Metrics {
     pub orders_parked: IntGauge,
     /// Claims lost to another executor before a call: leases that were too short.
     pub claims_lost: IntCounter,
-    /// Events in webhooks that were verified and are stored, by whether they were there already.
+    /// Events in webhooks that were verified: new, there already, or about no order at all, which are not stored.
     pub webhooks_received: IntCounterVec,
     /// Webhook requests that were refused; nothing of them is stored.
     pub webhooks_rejected: IntCounterVec,
     /// Stored events that were worked off, by what became of them.
     pub webhooks_processed: IntCounterVec,
-    /// Stored events that wait to be worked off.
+    /// Stored events of known orders that wait to be worked off.
     pub webhooks_waiting: IntGauge,
+    /// Stored events that wait for an order that is not known.
+    pub webhooks_of_strangers: IntGauge,
     /// Age of the oldest of them.
     pub webhook_oldest_waiting_age: IntGauge,
     /// What each part of the process waits for, 1 while it waits.
@@ -137,7 +139,7 @@ impl Metrics {
             claims_lost: counter("claims_lost_total", "Claims lost to another executor before a call.")?,
             webhooks_received: counters(
                 "webhook_received_total",
-                "Events in webhooks that were verified and are stored.",
+                "Events in webhooks that were verified; those that name no order (foreign) are not stored.",
                 &["psp", "outcome"],
             )?,
             webhooks_rejected: counters(
@@ -150,10 +152,17 @@ impl Metrics {
                 "Stored events that were worked off.",
                 &["psp", "outcome"],
             )?,
-            webhooks_waiting: gauge("webhook_waiting", "Stored events that wait to be worked off.")?,
+            webhooks_waiting: gauge(
+                "webhook_waiting",
+                "Stored events of known orders that wait to be worked off.",
+            )?,
+            webhooks_of_strangers: gauge(
+                "webhook_strangers",
+                "Stored events that wait for an order that is not known.",
+            )?,
             webhook_oldest_waiting_age: gauge(
                 "webhook_oldest_waiting_age_seconds",
-                "Age of the oldest stored event that waits to be worked off.",
+                "Age of the oldest stored event of a known order that waits to be worked off.",
             )?,
             waiting: add(
                 registry,
@@ -189,7 +198,7 @@ impl Metrics {
         }
         self.outbox_inserts.with_label_values(&[PspResultUpdateEvent::TYPE]);
         for psp in Sender::ALL.map(Sender::label) {
-            for outcome in ["new", "duplicate"] {
+            for outcome in ["new", "duplicate", "foreign"] {
                 self.webhooks_received.with_label_values(&[psp, outcome]);
             }
             for reason in Refusal::ALL {

@@ -12,7 +12,8 @@
 //! Nothing is parsed before its signature is right (an Adyen signature is inside the body: there, the password of the request is
 //! checked first, and every item before any is stored). An answer of 2xx means: stored, and the PSP need not send it again. If the
 //! process dies before, the PSP sends it again; if it dies after, whoever looks next works it off. An event that comes again is the
-//! same row. One that comes too early waits for its order, one that comes too late is evidence like any other.
+//! same row. One that comes too early waits for its order, one that comes too late is evidence like any other. One that names no order at
+//! all is somebody else's, or a report: it is counted, and not stored.
 
 pub mod adyen;
 pub mod arrived;
@@ -268,16 +269,23 @@ impl Webhooks {
     }
 
     /// In a transaction of its own, which a sender that hangs up does not cut.
-    async fn store(&self, sender: Sender, arrived: Vec<Arrived>) -> Result<(), Refusal> {
-        let count = u64::try_from(arrived.len()).unwrap_or(u64::MAX);
+    async fn store(&self, sender: Sender, mut arrived: Vec<Arrived>) -> Result<(), Refusal> {
+        let counted = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let received =
+            |outcome| self.0.metrics.webhooks_received.with_label_values(&[sender.label(), outcome]);
+        let all = counted(arrived.len());
+        arrived.retain(|arrived| !arrived.is_foreign());
+        let count = counted(arrived.len());
+        received("foreign").inc_by(all.saturating_sub(count));
+        if arrived.is_empty() {
+            return Ok(());
+        }
         let new =
             transaction(&self.0.pool, move |tx| Box::pin(async move { store::insert(tx, &arrived).await }));
         let new = new.await.map_err(|error| {
             tracing::error!(psp = sender.label(), %error, "a webhook could not be stored; the PSP will send it again");
             Refusal::Database
         })?;
-        let received =
-            |outcome| self.0.metrics.webhooks_received.with_label_values(&[sender.label(), outcome]);
         received("new").inc_by(new);
         received("duplicate").inc_by(count.saturating_sub(new));
         if new > 0 {

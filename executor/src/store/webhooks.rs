@@ -16,14 +16,19 @@ use crate::{
     },
 };
 
-/// Most rows deleted at once.
+/// Most events of strangers that are taken up together.
+const STRANGERS_AT_ONCE: i64 = 10;
+/// Most rows deleted or given up at once.
 const DELETED_MAX: i64 = 1000;
 
-/// Stores events; returns how many were new.
+/// Stores events; returns how many were new. Those of orders that are not known wait apart from the beginning.
 pub async fn insert(tx: &mut PgConnection, arrived: &[Arrived]) -> Result<u64, sqlx::Error> {
     let inserted = sqlx::query(
-        "INSERT INTO executor.webhooks (psp, dedup_key, event_type, payment_order_id, body, body_masked, received_at)
-         SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::uuid[], $5::bytea[], $6::boolean[], $7::timestamptz[])
+        "INSERT INTO executor.webhooks (psp, dedup_key, event_type, payment_order_id, body, body_masked, received_at, stranger)
+         SELECT a.*, a.payment_order_id IS NOT NULL
+                     AND NOT EXISTS (SELECT FROM executor.inbox i WHERE i.payment_order_id = a.payment_order_id)
+         FROM UNNEST($1::text[], $2::text[], $3::text[], $4::uuid[], $5::bytea[], $6::boolean[], $7::timestamptz[])
+              AS a (psp, dedup_key, event_type, payment_order_id, body, body_masked, received_at)
          ON CONFLICT (psp, dedup_key) DO NOTHING",
     )
     .bind(arrived.iter().map(|a| a.sender.name()).collect::<Vec<_>>())
@@ -38,19 +43,30 @@ pub async fn insert(tx: &mut PgConnection, arrived: &[Arrived]) -> Result<u64, s
     Ok(inserted.rows_affected())
 }
 
-/// Locks up to `limit` events that are due and that nobody else is working off, the oldest first.
+/// Locks up to `limit` events that are due and that nobody else is working off: those of orders that are known, the oldest first, then
+/// some of strangers.
 pub async fn lock_due(
     tx: &mut PgConnection,
     limit: i64,
     ahead: Duration,
 ) -> Result<Vec<Stored>, sqlx::Error> {
     sqlx::query(
-        "SELECT webhook_id, psp, event_type, payment_order_id, body, received_at, tries FROM executor.webhooks
-         WHERE processed_at IS NULL AND due_at <= now() + make_interval(secs => $2)
-         ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+        "WITH ours AS (
+             SELECT * FROM executor.webhooks
+             WHERE processed_at IS NULL AND NOT stranger AND due_at <= now() + make_interval(secs => $2)
+             ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+         ), strangers AS (
+             SELECT * FROM executor.webhooks
+             WHERE processed_at IS NULL AND stranger AND due_at <= now() + make_interval(secs => $2)
+             ORDER BY due_at LIMIT least($1, $3) FOR UPDATE SKIP LOCKED
+         ), due AS (
+             SELECT * FROM ours UNION ALL SELECT * FROM strangers LIMIT $1
+         )
+         SELECT webhook_id, psp, event_type, payment_order_id, body, received_at, tries FROM due",
     )
     .bind(limit)
     .bind(ahead.as_secs_f64())
+    .bind(STRANGERS_AT_ONCE)
     .try_map(|row: PgRow| {
         Ok(Stored {
             webhook_id: row.try_get("webhook_id")?,
@@ -127,14 +143,15 @@ pub async fn mark(tx: &mut PgConnection, worked: &[Worked], ahead: Duration) -> 
          SET outcome = w.outcome, processed_at = CASE WHEN w.outcome IS NOT NULL THEN clock_timestamp() END,
              due_at = CASE WHEN w.due_in IS NOT NULL
                            THEN clock_timestamp() + make_interval(secs => $4) + make_interval(secs => w.due_in) ELSE h.due_at END,
-             tries = h.tries + 1
-         FROM UNNEST($1::bigint[], $2::text[], $3::float8[]) AS w (webhook_id, outcome, due_in)
+             tries = h.tries + 1, stranger = w.stranger
+         FROM UNNEST($1::bigint[], $2::text[], $3::float8[], $5::boolean[]) AS w (webhook_id, outcome, due_in, stranger)
          WHERE h.webhook_id = w.webhook_id",
     )
     .bind(worked.iter().map(|w| w.webhook_id).collect::<Vec<_>>())
     .bind(worked.iter().map(|w| w.end.outcome().map(Outcome::as_str)).collect::<Vec<_>>())
     .bind(worked.iter().map(|w| w.end.due_in().map(|due_in| due_in.as_secs_f64())).collect::<Vec<_>>())
     .bind(ahead.as_secs_f64())
+    .bind(worked.iter().map(|w| w.stranger).collect::<Vec<_>>())
     .execute(tx)
     .await
     .map(|_| ())
@@ -167,6 +184,37 @@ pub async fn failed(
     Ok(given_up.flatten())
 }
 
+/// The orders of these events have turned up: they are ours, and due now.
+pub async fn turned_up(tx: &mut PgConnection, orders: &[Uuid]) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE executor.webhooks SET stranger = false, due_at = least(due_at, clock_timestamp())
+         WHERE processed_at IS NULL AND stranger AND payment_order_id = ANY ($1)",
+    )
+    .bind(orders)
+    .execute(tx)
+    .await
+    .map(|_| ())
+}
+
+/// Gives up some of the oldest events of a PSP's strangers, if there are more than `most`; returns how many.
+pub async fn give_up_strangers(pool: &PgPool, psp: &str, most: i64) -> Result<u64, sqlx::Error> {
+    let given_up = sqlx::query(
+        "UPDATE executor.webhooks SET outcome = 'UNKNOWN_ORDER', processed_at = clock_timestamp()
+         WHERE webhook_id = ANY (ARRAY(
+             SELECT webhook_id FROM executor.webhooks
+             WHERE processed_at IS NULL AND stranger AND psp = $1 AND webhook_id <= (
+                 SELECT webhook_id FROM executor.webhooks WHERE processed_at IS NULL AND stranger AND psp = $1
+                 ORDER BY webhook_id DESC OFFSET $2 LIMIT 1)
+             ORDER BY webhook_id LIMIT $3 FOR UPDATE SKIP LOCKED))",
+    )
+    .bind(psp)
+    .bind(most)
+    .bind(DELETED_MAX)
+    .execute(pool)
+    .await?;
+    Ok(given_up.rows_affected())
+}
+
 /// Deletes some of what was worked off before `before`; returns how many.
 pub async fn delete_old(pool: &PgPool, before: OffsetDateTime) -> Result<u64, sqlx::Error> {
     let deleted = sqlx::query(
@@ -180,11 +228,12 @@ pub async fn delete_old(pool: &PgPool, before: OffsetDateTime) -> Result<u64, sq
     Ok(deleted.rows_affected())
 }
 
-/// How many events wait to be worked off, and the age of the oldest in seconds.
-pub async fn waiting(pool: &PgPool) -> Result<(i64, i64), sqlx::Error> {
+/// How many events of known orders wait to be worked off, the age of the oldest in seconds, and how many of strangers wait.
+pub async fn waiting(pool: &PgPool) -> Result<(i64, i64, i64), sqlx::Error> {
     sqlx::query_as(
-        "SELECT count(*), coalesce(greatest(extract(epoch FROM clock_timestamp() - min(received_at)), 0), 0)::bigint
-         FROM executor.webhooks WHERE processed_at IS NULL",
+        "SELECT count(*), coalesce(greatest(extract(epoch FROM clock_timestamp() - min(received_at)), 0), 0)::bigint,
+                (SELECT count(*) FROM executor.webhooks WHERE processed_at IS NULL AND stranger)
+         FROM executor.webhooks WHERE processed_at IS NULL AND NOT stranger",
     )
     .fetch_one(pool)
     .await

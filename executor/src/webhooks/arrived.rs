@@ -52,6 +52,11 @@ impl Arrived {
         Self { sender, dedup_key, event_type, payment_order_id, body, body_masked, received_at }
     }
 
+    /// An event that names no order: nothing can follow from it here, now or later.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.payment_order_id.is_none() && !self.event_type.is_empty()
+    }
+
     /// Signed by the PSP, and not an event.
     pub(super) fn unreadable(sender: Sender, raw: &[u8], received_at: OffsetDateTime) -> Self {
         let body = mask_card_numbers(raw);

@@ -131,6 +131,8 @@ pub(super) enum Turn {
 pub struct Rules {
     /// How long an event waits for its order.
     pub orphans_for: Duration,
+    /// How many events of a PSP may wait for orders that are not known.
+    pub strangers_max: i64,
     /// How long an event is kept once it is worked off.
     pub retention: Duration,
     /// Events of the live mode are expected, and not those of the test mode.
@@ -249,8 +251,12 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules =
-        Rules { orphans_for: Duration::from_mins(10), retention: Duration::from_hours(1), live: false };
+    const RULES: Rules = Rules {
+        orphans_for: Duration::from_mins(10),
+        strangers_max: 100,
+        retention: Duration::from_hours(1),
+        live: false,
+    };
 
     fn known(state: State) -> Known {
         Known {

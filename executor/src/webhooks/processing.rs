@@ -5,7 +5,9 @@
 //! ```
 //! A batch holds one event per order; what follows of the same order comes in the next one. If the process dies before the commit,
 //! nothing has happened; whoever looks next begins again. An event whose order is not there yet, or is being carried out, is taken up
-//! again after a pause. One that the database refuses is tried alone, then less and less often, then given up; the row stays.
+//! again after a pause. Those whose order is not there wait apart, so that what another system on the same account is told holds up nothing of
+//! ours: they are looked at after all others, a few at a time, less and less often, and the oldest are given up if they become too many.
+//! An order that turns up finds them (`intake`). One that the database refuses is tried alone, then less and less often, then given up; the row stays.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -38,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Shortest and longest pause before an event is taken up again.
 const AGAIN_FIRST: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_mins(1);
+/// The longest for one whose order is not known: the order itself, when it turns up, says so.
+const STRANGER_AGAIN_MAX: Duration = Duration::from_hours(1);
 /// First pause after the database has refused what follows from an event, doubled each time, and how often that may happen.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const FAILURES_MAX: i32 = 12;
@@ -76,6 +80,8 @@ pub struct Worked {
     pub webhook_id: i64,
     /// What became of it.
     pub end: End,
+    /// Its order is not known.
+    pub stranger: bool,
 }
 
 /// Works off what was stored.
@@ -109,6 +115,7 @@ impl From<sqlx::Error> for Failed {
 struct Line {
     stored: Stored,
     end: End,
+    stranger: bool,
     recorded: Option<Recorded>,
     traceparent: Option<String>,
 }
@@ -156,15 +163,19 @@ impl Processing {
         Ok(())
     }
 
-    /// Keeps the gauges, and deletes what is old, a thousand rows at a time.
+    /// Keeps the gauges, gives up strangers that are too many, and deletes what is old, a thousand rows at a time.
     pub async fn watch(self, shutdown: Shutdown) -> anyhow::Result<()> {
         while shutdown.sleep(HOUSEKEEPING_EVERY).await {
             match store::waiting(&self.pool).await {
-                Ok((count, oldest_seconds)) => {
+                Ok((count, oldest_seconds, strangers)) => {
                     self.metrics.webhooks_waiting.set(count);
                     self.metrics.webhook_oldest_waiting_age.set(oldest_seconds);
+                    self.metrics.webhooks_of_strangers.set(strangers);
                 }
                 Err(error) => tracing::debug!(%error, "the gauges could not be brought up to date"),
+            }
+            for sender in Sender::ALL {
+                self.give_up_strangers(sender).await;
             }
             let before = self.clock.now() - self.rules.retention;
             match store::delete_old(&self.pool, before).await {
@@ -174,6 +185,23 @@ impl Processing {
             }
         }
         Ok(())
+    }
+
+    async fn give_up_strangers(&self, sender: Sender) {
+        let psp = sender.label();
+        match store::give_up_strangers(&self.pool, sender.name(), self.rules.strangers_max).await {
+            Ok(0) => {}
+            Ok(given_up) => {
+                let labels = [psp, Outcome::UnknownOrder.as_str()];
+                self.metrics.webhooks_processed.with_label_values(&labels).inc_by(given_up);
+                tracing::warn!(
+                    psp,
+                    given_up,
+                    "too many webhooks wait for orders that nobody knows: the oldest were given up"
+                );
+            }
+            Err(error) => tracing::warn!(psp, %error, "webhooks could not be given up"),
+        }
     }
 
     /// Works off up to `limit` events; returns how many it had in hand.
@@ -210,7 +238,8 @@ impl Processing {
             let mut finding = false;
             let end = match decide(&stored, known, self.rules, now) {
                 Turn::Done(outcome) => End::Done(outcome),
-                Turn::Again => End::Again(pause(stored.tries)),
+                Turn::Again if known.is_none() => End::Again(pause(stored.tries, STRANGER_AGAIN_MAX)),
+                Turn::Again => End::Again(pause(stored.tries, AGAIN_MAX)),
                 Turn::Wake(reference) => {
                     wakes.extend(stored.payment_order_id.map(|id| (id, reference)));
                     End::Done(Outcome::Woke)
@@ -229,21 +258,27 @@ impl Processing {
                     End::Done(Outcome::Recorded)
                 }
             };
-            lines.push((stored, end, finding, known.map(|known| known.traceparent.clone())));
+            lines.push((stored, end, finding, known));
         }
         let mut recorded = record::record_in(tx, &self.ladder, findings).await?.into_iter();
         store::wake(tx, &wakes, self.clock.ahead()).await?;
         let lines: Vec<Line> = lines
             .into_iter()
-            .map(|(stored, end, finding, traceparent)| {
+            .map(|(stored, end, finding, known)| {
                 let recorded = if finding { recorded.next() } else { None };
-                let known = recorded.as_ref().is_some_and(|recorded| recorded.event.is_none());
-                let end = if known { End::Done(Outcome::Known) } else { end };
-                Line { stored, end, recorded, traceparent }
+                let nothing_new = recorded.as_ref().is_some_and(|recorded| recorded.event.is_none());
+                let end = if nothing_new { End::Done(Outcome::Known) } else { end };
+                let stranger = known.is_none() && stored.payment_order_id.is_some();
+                let traceparent = known.map(|known| known.traceparent.clone());
+                Line { stored, end, stranger, recorded, traceparent }
             })
             .collect();
-        let worked: Vec<Worked> =
-            lines.iter().map(|line| Worked { webhook_id: line.stored.webhook_id, end: line.end }).collect();
+        let worked = |line: &Line| Worked {
+            webhook_id: line.stored.webhook_id,
+            end: line.end,
+            stranger: line.stranger,
+        };
+        let worked: Vec<Worked> = lines.iter().map(worked).collect();
         store::mark(tx, &worked, self.clock.ahead()).await?;
         Ok(lines)
     }
@@ -262,7 +297,7 @@ impl Processing {
     }
 
     fn say(&self, line: &Line) {
-        let Line { stored, end, recorded, traceparent } = line;
+        let Line { stored, end, recorded, traceparent, stranger: _ } = line;
         let trace = traceparent.as_deref().and_then(TraceContext::parse);
         let trace_id = trace.map(|trace| trace.trace_id()).unwrap_or_default();
         let payment_order_id = stored.payment_order_id.map(tracing::field::display);
@@ -313,9 +348,9 @@ impl Processing {
 }
 
 /// Doubles with each try.
-fn pause(tries: i32) -> Duration {
+fn pause(tries: i32, longest: Duration) -> Duration {
     let doublings = u32::try_from(tries.clamp(0, 16)).unwrap_or(0);
-    AGAIN_FIRST.saturating_mul(1 << doublings).min(AGAIN_MAX)
+    AGAIN_FIRST.saturating_mul(1 << doublings).min(longest)
 }
 
 #[cfg(test)]
@@ -323,8 +358,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_a_minute() {
-        let pauses = [0, 1, 2, 8, 30, i32::MAX].map(|tries| pause(tries).as_millis());
-        assert_eq!(pauses, [250, 500, 1000, 60_000, 60_000, 60_000]);
+    fn pauses_double_up_to_a_minute_and_those_of_strangers_up_to_an_hour() {
+        let pauses = |longest| [0, 1, 2, 8, 14, 30, i32::MAX].map(|tries| pause(tries, longest).as_millis());
+        assert_eq!(pauses(AGAIN_MAX), [250, 500, 1000, 60_000, 60_000, 60_000, 60_000]);
+        let hour = 3_600_000;
+        assert_eq!(pauses(STRANGER_AGAIN_MAX), [250, 500, 1000, 64_000, hour, hour, hour]);
     }
 }

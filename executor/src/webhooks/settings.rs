@@ -32,6 +32,10 @@ pub struct WebhookConfig {
     /// How long an event waits for its order.
     #[arg(long, env = "WEBHOOK_ORPHANS_FOR", default_value = "24h", value_parser = humantime::parse_duration)]
     pub webhook_orphans_for: Duration,
+    /// How many events of a PSP may wait for orders that are not known, as those of another system on the same account are; beyond that the
+    /// oldest are given up sooner.
+    #[arg(long, env = "WEBHOOK_STRANGERS_MAX", default_value_t = 10_000)]
+    pub webhook_strangers_max: u32,
     /// How long events are kept after they were worked off.
     #[arg(long, env = "WEBHOOK_RETENTION", default_value = "45days", value_parser = humantime::parse_duration)]
     pub webhook_retention: Duration,

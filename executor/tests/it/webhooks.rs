@@ -177,6 +177,96 @@ async fn an_order_that_turns_up_finds_the_event_that_waited() {
     running.stop().await;
 }
 
+/// As many events as these, all due, of orders that nobody here knows.
+async fn strangers(world: &World, count: i32) {
+    sqlx::query(
+        "INSERT INTO executor.webhooks (psp, dedup_key, event_type, payment_order_id, body, body_masked, received_at, due_at, stranger)
+         SELECT 'STRIPE', 'evt_strange_' || n, 'payment_intent.succeeded', gen_random_uuid(), '{}', false, now(),
+                now() - interval '1 h', true
+         FROM generate_series(1, $1) n",
+    )
+    .bind(count)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+}
+
+/// The account is shared with another system, whose events are many, and come before ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_strangers_are_told_holds_up_nothing_of_ours() {
+    let world = World::new("strangers").await;
+    let (mut ours, mut events) = (vec![], vec![]);
+    for n in 0..20 {
+        let (id, _) = order(&world, "STRIPE", "RESOLVING").await;
+        let (event, intent) = (format!("evt_{n}"), format!("pi_{n}"));
+        events.push(stripe_event(&event, "payment_intent.succeeded", "succeeded", id, &intent, 1999));
+        ours.push(id);
+    }
+    strangers(&world, 20_000).await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    for event in events {
+        assert_eq!(psp.stripe(event).await, StatusCode::OK);
+    }
+    for id in &ours {
+        world.wait_for_state(*id, "SETTLED").await;
+    }
+    let looked_at = "SELECT count(*) FROM executor.webhooks WHERE stranger AND tries > 0";
+    let before = world.count(looked_at).await;
+    assert!(before < 20_000, "all of them came first");
+    // They are looked at, too, and wait ever longer.
+    world
+        .wait_for_count(
+            "SELECT least(count(*), 1000) FROM executor.webhooks WHERE stranger AND tries > 0",
+            1000,
+        )
+        .await;
+    // An event is told apart when it comes.
+    let unknown = Uuid::new_v4();
+    psp.stripe(stripe_event("evt_x", "payment_intent.succeeded", "succeeded", unknown, "pi_x", 1999)).await;
+    let apart = "SELECT count(*) FROM executor.webhooks WHERE dedup_key = 'evt_x' AND stranger";
+    assert_eq!(world.count(apart).await, 1);
+    running.stop().await;
+}
+
+/// Those beyond the limit are given up, the oldest first; what names no order is not even stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_so_many_events_of_strangers_are_kept_waiting() {
+    let world = World::new("strangers_max").await;
+    strangers(&world, 150).await;
+    let (running, url) = start(&world, &["--webhook-strangers-max=100"]);
+    let psp = Psp::to(&url).await;
+    let waiting = "SELECT count(*) FROM executor.webhooks WHERE processed_at IS NULL AND stranger";
+    world.wait_for_count(waiting, 100).await;
+    let kept = "SELECT count(*) FROM executor.webhooks WHERE processed_at IS NULL AND substr(dedup_key, 13)::int > 50";
+    assert_eq!(world.count(kept).await, 100, "the newest");
+    let given_up = "SELECT count(*) FROM executor.webhooks WHERE outcome = 'UNKNOWN_ORDER'";
+    assert_eq!(world.count(given_up).await, 50);
+    let foreign = r#"{"id": "evt_f", "type": "customer.created", "livemode": false, "data": {"object": {"object": "customer"}}}"#;
+    assert_eq!(psp.stripe(foreign.into()).await, StatusCode::OK);
+    assert_eq!(world.count("SELECT count(*) FROM executor.webhooks WHERE dedup_key = 'evt_f'").await, 0);
+    running.stop().await;
+}
+
+/// Told before the request was read, as after a database was put back: the request itself has the event looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_finds_the_event_that_came_before_it_at_once() {
+    let world = World::new("request_after").await;
+    let (running, url) = start(&world, &[]);
+    let psp = Psp::to(&url).await;
+    let event = request("pm_sim_timeout_before_charge");
+    let id = event.payment_order_id;
+    psp.stripe(stripe_event("evt_1", "payment_intent.succeeded", "succeeded", id, "pi_1", 1999)).await;
+    // By itself it would be looked at in an hour.
+    let put_off = "WITH u AS (UPDATE executor.webhooks SET tries = 20, due_at = now() + interval '1 h'
+                              WHERE stranger AND tries > 0 RETURNING 1) SELECT count(*) FROM u";
+    world.wait_for_count(put_off, 1).await;
+    world.send(&event, &TraceContext::new_trace()).await;
+    world.wait_for_state(id, "SETTLED").await;
+    assert_eq!(world.results(id).await[0], result("SUCCESSFUL", None, "WEBHOOK"));
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hint_has_the_psp_asked_at_once_and_uses_up_no_step() {
     let world = World::new("hints").await;
