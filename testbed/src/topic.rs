@@ -73,6 +73,15 @@ impl Topics {
         Ok(records)
     }
 
+    /// The bytes of every record's value, in no order: for those who look for what must not be there, whatever the schema says.
+    pub async fn values(&self, topic: &str) -> Result<Vec<Vec<u8>>> {
+        let (bootstrap, name) = (self.bootstrap.clone(), topic.to_owned());
+        let raw =
+            tokio::task::spawn_blocking(move || read_all(&bootstrap, &name)).await.context("read a topic")?;
+        let raw = raw.with_context(|| format!("read the topic {topic}"))?;
+        Ok(raw.into_iter().filter_map(|raw| raw.value).collect())
+    }
+
     /// The schema of an id. That there is none is the record's fault; that the registry does not answer is not.
     async fn schema(&self, client: &reqwest::Client, id: u32) -> Result<Result<Schema, String>> {
         #[derive(Deserialize)]
