@@ -23,10 +23,10 @@ SCENARIO ?= plain
 PG ?= 18
 export PAYMENT_OUTBOX_POSTGRES := $(PG)
 
-# What `make faults` does. Relay and executor have their failpoints in tests alone.
+# What `make faults` does. Relay, executor and payment service have their failpoints in tests alone.
 FAMILY ?= relay
 EPISODES ?= 200
-FAILPOINTS := --features outbox-relay/failpoints,executor/failpoints
+FAILPOINTS := --features outbox-relay/failpoints,executor/failpoints,payment-service/failpoints
 
 # What `make test-contracts` installs, pinned. Adyen's document is not ours to give away: it is named, or that half is skipped.
 STRIPE_MOCK := stripe-mock@v0.203.0

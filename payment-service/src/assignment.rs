@@ -22,7 +22,7 @@ use rdkafka::{
     topic_partition_list::Offset,
 };
 
-use crate::metrics::Metrics;
+use crate::{failpoints, metrics::Metrics};
 
 /// Limit of one question to the brokers inside a callback.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -97,7 +97,11 @@ impl Assignment {
                 partition.requested = partition.finished;
             }
         }
-        if offsets.count() == 0 { Ok(()) } else { consumer.commit(&offsets, CommitMode::Async) }
+        if offsets.count() > 0 {
+            consumer.commit(&offsets, CommitMode::Async)?;
+            failpoints::sent_offsets();
+        }
+        Ok(())
     }
 
     /// Commits the offsets of what is finished, and waits for the answer.
@@ -185,6 +189,7 @@ impl ConsumerContext for Assignment {
         match rebalance {
             Rebalance::Assign(partitions) => {
                 self.metrics.rebalances.with_label_values(&["assign"]).inc();
+                failpoints::reached("C7");
                 if let Err(error) = start_new_partitions_at_the_beginning(consumer, partitions) {
                     // A partition that has an offset starts there all the same; one that has none makes the client report an
                     // error. Ending the process is the cure for both.
@@ -236,12 +241,14 @@ impl Assignment {
     /// Ends the terms of these partitions. What is finished is committed first, while they are still ours; if they were taken away
     /// (the session expired), nothing is: their new owner may be ahead.
     fn leave(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        failpoints::reached("C7");
         let lost = consumer.assignment_lost();
         if !lost && let Err(error) = self.commit_now(consumer) {
             // The records come again, to whoever owns the partitions then, and are known.
             self.metrics.commit_failures.inc();
             tracing::warn!(error = %error, "offsets were not committed before partitions were given up");
         }
+        failpoints::reached("C7");
         let mut owned = self.owned();
         let mut list = Vec::new();
         for element in partitions.elements() {

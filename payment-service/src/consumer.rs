@@ -26,6 +26,7 @@ use tokio::{runtime::Handle, time::Instant};
 use crate::{
     assignment::Assignment,
     config::Config,
+    failpoints,
     intake::{RawRecord, Taken, take},
     metrics::Metrics,
     processing::{Batch, ProcessPaymentService},
@@ -113,6 +114,7 @@ impl PspResultUpdateConsumer {
         while !self.shutdown.requested() {
             let batch = self.poll_batch()?;
             if !batch.is_empty() {
+                failpoints::reached("C1");
                 self.apply(batch)?;
             }
             self.assignment().commit_soon(&self.consumer);
@@ -190,6 +192,7 @@ impl PspResultUpdateConsumer {
             }
             match Handle::current().block_on(self.decode_and_process(&batch)) {
                 Ok(()) => {
+                    failpoints::reached("C5");
                     self.metrics
                         .batch_size
                         .observe(f64::from(u32::try_from(batch.len()).unwrap_or(u32::MAX)));

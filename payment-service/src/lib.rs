@@ -24,6 +24,8 @@
 //! | C7 in a rebalance | all that was finished | at most what was finished | the new owner begins there |
 //! | C8 setting aside | quarantine rows are part of the transaction | offsets before them | as C2 to C5 |
 //!
+//! The points exist in builds with the feature `failpoints`: `make faults FAMILY=consumer` ends and stops the process at each of them.
+//!
 //! During `POST /v1/payments` the client does not know whether there is a payment; it sends the request again with the same key, and
 //! gets the one payment there is.
 
@@ -33,6 +35,7 @@ pub mod config;
 pub mod consumer;
 mod currency;
 pub mod decision;
+mod failpoints;
 pub mod intake;
 pub mod metrics;
 pub mod payments;

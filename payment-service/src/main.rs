@@ -26,6 +26,8 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     chassis::process::main("payment-service", &cli.telemetry, |shutdown| async move {
         match cli.command {
             Command::Run(config) => payment_service::run(*config, shutdown).await,

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::{
     decision::{Decision, Order, State, decide, payment_state},
+    failpoints,
     intake::{QuarantineReason, ResultUpdate, SetAside},
     metrics::Metrics,
     store::results::{self, LockedOrder, NewTransition},
@@ -99,7 +100,14 @@ impl ProcessPaymentService {
     }
 
     async fn apply(&self, batch: Batch) -> Result<Done, sqlx::Error> {
-        transaction(&self.pool, move |tx| Box::pin(async move { apply_in(tx, batch).await })).await
+        transaction(&self.pool, move |tx| {
+            Box::pin(async move {
+                let done = apply_in(tx, batch).await?;
+                failpoints::committing(tx).await?;
+                Ok(done)
+            })
+        })
+        .await
     }
 
     fn report(&self, done: &Done) {
@@ -153,6 +161,7 @@ impl ProcessPaymentService {
 }
 
 async fn apply_in(tx: &mut PgConnection, batch: Batch) -> Result<Done, sqlx::Error> {
+    failpoints::reached("C2");
     let mut aside = batch.aside;
     let mut orders = lock_orders_of(tx, &batch.updates).await?;
     let (updates, orphans): (Vec<_>, Vec<_>) =
@@ -162,6 +171,7 @@ async fn apply_in(tx: &mut PgConnection, batch: Batch) -> Result<Done, sqlx::Err
     }));
 
     let Sorted { fresh, known, foreign } = take_once(tx, updates).await?;
+    failpoints::reached("C3");
     let reason = "its event id belongs to an event of another payment order";
     aside.extend(foreign.iter().map(|update| SetAside::result(update, QuarantineReason::Refused, reason)));
     let outcomes = decide_all(&fresh, &mut orders);
@@ -170,6 +180,7 @@ async fn apply_in(tx: &mut PgConnection, batch: Batch) -> Result<Done, sqlx::Err
     let mut done = Done { redelivered: known.len(), ..Done::default() };
     if !aside.is_empty() {
         let new: HashSet<(i32, i64)> = results::insert_quarantine(tx, &aside).await?.into_iter().collect();
+        failpoints::reached("C8");
         aside.retain(|aside| new.contains(&(aside.record.partition, aside.record.offset)));
         done.quarantined = aside;
     }

@@ -4,9 +4,10 @@
 //! episode:  work is under way ─▶ fault ─▶ what is begun after it comes through ─▶ everything heals ─▶ all comes to rest ─▶ books
 //! end:      the books of everything once more, with the whole topic
 //! ```
-//! - [`relay`] and [`executor`]: the families; each says what can happen, how it is done, what it is done to, and what its books say.
+//! - [`relay`], [`executor`] and [`consumer`]: the families; each says what can happen, how it is done, what it is done to, and what its books say.
 //! - [`episode`]: what happens when, by the seed; [`report`]: what came of it.
 
+pub mod consumer;
 pub mod episode;
 pub mod executor;
 pub mod relay;
@@ -29,6 +30,8 @@ pub enum Family {
     Relay,
     /// The executors, and all that they depend on.
     Executor,
+    /// The instances of the payment service that consume results.
+    Consumer,
 }
 
 /// What to do.
@@ -60,6 +63,7 @@ pub async fn run(faults: &Faults, say: &dyn Fn(&str)) -> Result<Outcome> {
     match faults.family {
         Family::Relay => Box::pin(relay::perform(faults.episodes()?, faults.keep, say)).await,
         Family::Executor => Box::pin(executor::perform(faults.episodes()?, faults.keep, say)).await,
+        Family::Consumer => Box::pin(consumer::perform(faults.episodes()?, faults.keep, say)).await,
     }
 }
 
@@ -80,12 +84,28 @@ async fn with_evidence(
     keep: bool,
     hurt: impl AsyncFnOnce(&Home, &Path) -> Result<Report>,
 ) -> Result<Outcome> {
+    let mut kept = None;
+    let wanted = |report: &Report| keep || !report.broken.is_empty();
+    let hurting = with_evidence_of(hint, wanted, async |home, folder| {
+        kept = Some(folder.to_owned());
+        Box::pin(hurt(home, folder)).await
+    });
+    let report = hurting.await?;
+    let kept = kept.filter(|_| wanted(&report));
+    Ok(Outcome { report, kept })
+}
+
+/// The same for anything that may come of it.
+async fn with_evidence_of<T>(
+    hint: &str,
+    wanted: impl Fn(&T) -> bool,
+    hurt: impl AsyncFnOnce(&Home, &Path) -> Result<T>,
+) -> Result<T> {
     let home = Home::locate()?;
     let mut evidence = Evidence { folder: home.private_folder(hint)?, keep: false };
-    let report = hurt(&home, &evidence.folder).await;
-    evidence.keep = keep || report.as_ref().map_or(true, |report| !report.broken.is_empty());
-    let report = report.with_context(|| format!("the logs are in {}", evidence.folder.display()))?;
-    Ok(Outcome { report, kept: evidence.keep.then(|| evidence.folder.clone()) })
+    let result = Box::pin(hurt(&home, &evidence.folder)).await;
+    evidence.keep = result.as_ref().map_or(true, wanted);
+    result.with_context(|| format!("the logs are in {}", evidence.folder.display()))
 }
 
 /// Logs, which nobody needs when all went well, or when the run was broken off.

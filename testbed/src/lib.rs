@@ -10,7 +10,7 @@
 //! - [`faults`]: one family of faults after the other, in episodes that a seed draws, behind a [`proxy`]; [`workload`] are its writers.
 //! - [`demo`]: all of that together while processes are killed; [`report`] says what came of it.
 //! - [`mod@bench`]: what the relay can do and what it costs, beside a raw producer and a rival; and the executor, for which
-//!   [`requests`] asks.
+//!   [`requests`] asks. [`results`] tells the payment service what the executor would.
 
 pub mod bench;
 pub mod circle;
@@ -22,6 +22,7 @@ pub mod processes;
 pub mod proxy;
 pub mod report;
 pub mod requests;
+pub mod results;
 pub mod stack;
 pub mod store;
 pub mod topic;

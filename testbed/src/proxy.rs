@@ -1,5 +1,5 @@
 //! A TCP proxy on loopback that does to a connection what networks do: it resets, refuses, stalls in one direction or both, and
-//! cuts after so many bytes.
+//! cuts after so many bytes, or around a message of the client's.
 //!
 //! ```text
 //!            ┌─ up ───▶
@@ -10,8 +10,9 @@
 //! partition gives a dead leader's requests to a broker.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io::{Error, ErrorKind};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -44,6 +45,35 @@ impl Direction {
     }
 }
 
+/// When a connection is cut around a message of the client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// Nothing of the message has reached the upstream.
+    Before,
+    /// Half of it has.
+    Within,
+    /// All of it is on its way there, and the cut comes at once.
+    Sent,
+    /// The upstream has answered it, and the answer never reaches the client.
+    Answered,
+}
+
+impl Moment {
+    /// All of them.
+    pub const ALL: [Moment; 4] = [Moment::Before, Moment::Within, Moment::Sent, Moment::Answered];
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Moment::Before => "before it",
+            Moment::Within => "in the middle of it",
+            Moment::Sent => "after it",
+            Moment::Answered => "before its answer",
+        })
+    }
+}
+
 /// A proxy in front of one port. It ends, with all its connections, when this value is dropped.
 #[derive(Debug)]
 pub struct Proxy {
@@ -59,6 +89,8 @@ struct Shared {
     rules: watch::Sender<Rules>,
     /// Bytes that may still pass before a connection is cut, per direction.
     left: [Mutex<Option<usize>>; 2],
+    /// The message around which the connection that carries it is cut.
+    around: Mutex<Option<(&'static [u8], Moment)>>,
     /// The local ports of the connections to the upstream: by these the upstream knows them.
     ports: Mutex<HashSet<u16>>,
 }
@@ -80,6 +112,7 @@ impl Proxy {
             upstream: AtomicU16::new(upstream),
             rules: watch::Sender::new(Rules::default()),
             left: Default::default(),
+            around: Mutex::default(),
             ports: Mutex::default(),
         });
         let stop = CancellationToken::new();
@@ -114,10 +147,7 @@ impl Proxy {
 
     /// Resets every connection, and every new one, until [`Proxy::heal`].
     pub fn refuse(&self) {
-        self.shared.rules.send_modify(|rules| {
-            rules.refusing = true;
-            rules.cuts += 1;
-        });
+        self.shared.refuse();
     }
 
     /// Holds back all bytes of one direction, of new connections too, until [`Proxy::heal`].
@@ -135,11 +165,23 @@ impl Proxy {
         self.shared.left(direction).is_some()
     }
 
+    /// Waits for this message of a client, sent in one piece, and cuts at that moment of it: all connections, and every new one
+    /// until [`Proxy::heal`], so that what has come of it stays as it is for as long as somebody looks.
+    pub fn cut_around(&self, message: &'static [u8], moment: Moment) {
+        *self.shared.around() = Some((message, moment));
+    }
+
+    /// Whether a [`Proxy::cut_around`] has cut.
+    pub fn has_cut_around(&self) -> bool {
+        self.shared.around().is_none() && self.shared.rules.borrow().refusing
+    }
+
     /// Ends every stall and refusal. What was held back goes on its way.
     pub fn heal(&self) {
         for direction in Direction::BOTH {
             *self.shared.left(direction) = None;
         }
+        *self.shared.around() = None;
         self.shared.rules.send_modify(|rules| *rules = Rules { cuts: rules.cuts, ..Rules::default() });
     }
 
@@ -151,6 +193,26 @@ impl Proxy {
 impl Shared {
     fn left(&self, direction: Direction) -> std::sync::MutexGuard<'_, Option<usize>> {
         self.left[direction.index()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn around(&self) -> std::sync::MutexGuard<'_, Option<(&'static [u8], Moment)>> {
+        self.around.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where in these bytes the awaited message begins, how long it is, and when to cut. It is awaited no more then.
+    fn meets(&self, bytes: &[u8]) -> Option<(usize, usize, Moment)> {
+        let mut around = self.around();
+        let (message, moment) = (*around)?;
+        let begins = bytes.windows(message.len()).position(|window| window == message)?;
+        *around = None;
+        Some((begins, message.len(), moment))
+    }
+
+    fn refuse(&self) {
+        self.rules.send_modify(|rules| {
+            rules.refusing = true;
+            rules.cuts += 1;
+        });
     }
 
     /// How many of these bytes may pass.
@@ -202,10 +264,11 @@ async fn carry(mut client: TcpStream, shared: Arc<Shared>, stop: CancellationTok
     let ended_in_order = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
+        let withheld = AtomicBool::new(false);
         let both = async {
             tokio::try_join!(
-                pump(from_client, to_server, &shared, Direction::Up),
-                pump(from_server, to_client, &shared, Direction::Down),
+                pump(from_client, to_server, &shared, Direction::Up, &withheld),
+                pump(from_server, to_client, &shared, Direction::Down, &withheld),
             )
         };
         tokio::select! {
@@ -232,6 +295,7 @@ async fn pump(
     mut to: WriteHalf<'_>,
     shared: &Shared,
     direction: Direction,
+    withheld: &AtomicBool,
 ) -> std::io::Result<()> {
     let mut rules = shared.rules.subscribe();
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -244,6 +308,26 @@ async fn pump(
         until_stalled(&mut rules, direction, false).await;
         if read == 0 {
             return to.shutdown().await;
+        }
+        if direction == Direction::Down && withheld.load(Ordering::Acquire) {
+            shared.refuse();
+            return Err(Error::from(ErrorKind::ConnectionReset));
+        }
+        if direction == Direction::Up
+            && let Some((begins, length, moment)) = shared.meets(&buffer[..read])
+        {
+            let passes = match moment {
+                Moment::Before => begins,
+                Moment::Within => begins + length / 2,
+                Moment::Sent | Moment::Answered => read,
+            };
+            withheld.store(moment == Moment::Answered, Ordering::Release);
+            to.write_all(&buffer[..passes]).await?;
+            if moment == Moment::Answered {
+                continue;
+            }
+            shared.refuse();
+            return Err(Error::from(ErrorKind::ConnectionReset));
         }
         let allowed = shared.take(direction, read);
         to.write_all(&buffer[..allowed]).await?;
@@ -383,6 +467,36 @@ mod tests {
         assert!(!proxy.cut_pending(Direction::Down));
         let mut client = connect(&proxy).await;
         assert_eq!(says(&mut client, b"once only").await.unwrap(), b"once only");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_cut_around_a_message_and_what_has_reached_the_upstream_is_what_was_asked_for() {
+        for (moment, reaches) in [
+            (Moment::Before, &b"one "[..]),
+            (Moment::Within, b"one CO"),
+            (Moment::Sent, b"one COMM"),
+            (Moment::Answered, b"one COMM"),
+        ] {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+            let proxy = Proxy::start(listener.local_addr().unwrap().port()).await.unwrap();
+            let mut client = connect(&proxy).await;
+            let (mut upstream, _) = listener.accept().await.unwrap();
+            proxy.cut_around(b"COMM", moment);
+            client.write_all(b"one COMM").await.unwrap();
+            let mut got = vec![0; reaches.len()];
+            timeout(LONG, upstream.read_exact(&mut got)).await.unwrap().unwrap();
+            assert_eq!(got, reaches, "{moment}");
+            if moment == Moment::Answered {
+                assert!(!proxy.has_cut_around());
+                upstream.write_all(b"done").await.unwrap();
+            }
+            assert!(is_reset(&mut client).await, "{moment}");
+            assert!(proxy.has_cut_around());
+            let mut refused = connect(&proxy).await;
+            assert!(is_reset(&mut refused).await);
+            proxy.heal();
+            assert!(!proxy.has_cut_around());
+        }
     }
 
     #[tokio::test]

@@ -69,25 +69,8 @@ impl Asked {
 impl Requests {
     /// Looks up what the relay's `setup` has registered for the topic.
     pub async fn new(bootstrap: &str, registry_url: &str, topic: &str) -> Result<Requests> {
-        #[derive(Deserialize)]
-        struct Registered {
-            id: u32,
-        }
-        let client =
-            reqwest::Client::builder().no_proxy().timeout(CALL_LIMIT).build().context("build a client")?;
-        let url = format!("{registry_url}/subjects/{topic}-value/versions/latest");
-        let answer = client.get(url).send().await.context("ask the schema registry")?;
-        let answer = answer.error_for_status().context("ask the schema registry for the requests' schema")?;
-        let Registered { id: schema_id } =
-            answer.json().await.context("read what the schema registry says")?;
-        let mut settings = ClientConfig::new();
-        settings
-            .set("bootstrap.servers", bootstrap)
-            .set("enable.idempotence", "true")
-            // As the relay places them: one key is always in one partition.
-            .set("partitioner", "murmur2_random")
-            .set("linger.ms", "0");
-        let producer = settings.create().context("make a producer")?;
+        let schema_id = registered(registry_url, topic).await?;
+        let producer = producer(bootstrap)?;
         let schema = Schema::parse_str(SCHEMA).context("the schema of requests")?;
         Ok(Requests { producer, schema, schema_id, topic: topic.to_owned() })
     }
@@ -145,4 +128,31 @@ impl std::fmt::Debug for Requests {
             .field("schema_id", &self.schema_id)
             .finish_non_exhaustive()
     }
+}
+
+/// The schema id that the relay's `setup` was given for a topic.
+pub(crate) async fn registered(registry_url: &str, topic: &str) -> Result<u32> {
+    #[derive(Deserialize)]
+    struct Registered {
+        id: u32,
+    }
+    let client =
+        reqwest::Client::builder().no_proxy().timeout(CALL_LIMIT).build().context("build a client")?;
+    let url = format!("{registry_url}/subjects/{topic}-value/versions/latest");
+    let answer = client.get(url).send().await.context("ask the schema registry")?;
+    let answer = answer.error_for_status().with_context(|| format!("ask for the schema of {topic}"))?;
+    let Registered { id } = answer.json().await.context("read what the schema registry says")?;
+    Ok(id)
+}
+
+/// A producer that loses nothing, and keeps the order of a key.
+pub(crate) fn producer(bootstrap: &str) -> Result<FutureProducer> {
+    let mut settings = ClientConfig::new();
+    settings
+        .set("bootstrap.servers", bootstrap)
+        .set("enable.idempotence", "true")
+        // As the relay places them: one key is always in one partition.
+        .set("partitioner", "murmur2_random")
+        .set("linger.ms", "0");
+    settings.create().context("make a producer")
 }

@@ -67,6 +67,13 @@ impl Family {
                 of_it: "resolved",
                 points: "executor built with --features executor/failpoints",
             },
+            Family::Consumer => Words {
+                name: "consumer",
+                under_way: "in flight",
+                done: "records",
+                of_it: "again",
+                points: "payment-service built with --features payment-service/failpoints",
+            },
         }
     }
 }
