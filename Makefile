@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test test-contracts bench-relay bench-takeover bench-executor lint sql stop clean setup
+.PHONY: help demo run faults test test-contracts bench-relay bench-takeover bench-executor bench-consumer lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -47,6 +47,10 @@ TAKEOVERS ?= 5
 # What `make bench-executor` does unless it is told otherwise, SECONDS included.
 ORDERS ?= 20000
 ORDER_RATES ?= 100,300
+
+# What `make bench-consumer` does unless it is told otherwise, SECONDS included.
+RESULTS ?= 500000
+SUSTAINED ?= 60
 
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
@@ -115,6 +119,10 @@ bench-takeover: setup ## Measure how long nobody publishes after a leader's SIGK
 bench-executor: setup ## Measure the executor: results per second, request to result, cost (ORDERS= ORDER_RATES= SECONDS=)
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-executor --orders $(ORDERS) --rates $(ORDER_RATES) --seconds $(SECONDS)
+
+bench-consumer: setup ## Measure the consumer and the whole circle: results applied per second, lag, highest rate (RESULTS= SECONDS= SUSTAINED=)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-consumer --events $(RESULTS) --seconds $(SECONDS) --sustained $(SUSTAINED)
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

@@ -8,6 +8,7 @@
 //! both. Between measurements vacuum and a checkpoint are made, so that they fall into none. `docs/performance.md` says what each figure means.
 
 mod backlog;
+pub mod consumer;
 mod costs;
 mod drain;
 pub mod executor;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use testbed::bench::consumer::{self, Bench as ConsumerBench};
 use testbed::bench::executor::{self, Bench as ExecutorBench};
 use testbed::bench::takeover::{self, Takeovers};
 use testbed::bench::{self, Bench, Peer};
@@ -108,6 +109,18 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         seconds: u32,
     },
+    /// Measure the consumer of results, and the whole circle.
+    BenchConsumer {
+        /// Results of a backlog, one in ten of them twice.
+        #[arg(long, default_value_t = 500_000)]
+        events: u32,
+        /// Seconds at 100 and at 500 payments per second.
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+        /// Seconds for which a rate has to be kept up to be called sustained.
+        #[arg(long, default_value_t = 60)]
+        sustained: u32,
+    },
     /// Measure how long nobody publishes after the SIGKILL of a leader, beside a large backlog.
     BenchTakeover {
         /// Events that wait.
@@ -178,6 +191,9 @@ async fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::BenchExecutor { orders, rates, seconds } => {
             return benchmark_executor(&ExecutorBench { orders, rates, seconds }).await;
+        }
+        Command::BenchConsumer { events, seconds, sustained } => {
+            return benchmark_consumer(&ConsumerBench { events, seconds, sustained }).await;
         }
         Command::BenchTakeover { pending, kills } => {
             return measure_takeovers(Takeovers { pending, kills }).await;
@@ -256,6 +272,19 @@ async fn benchmark_executor(bench: &ExecutorBench) -> Result<ExitCode> {
         eprintln!("\ntestbed: broken off; stopping what was started");
     };
     let Some(report) = executor::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
+    println!("{}", report.table);
+    println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The last line on stdout is what was measured, as JSON.
+async fn benchmark_consumer(bench: &ConsumerBench) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(report) = consumer::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
     println!("{}", report.table);
     println!("{}", report.json());
     Ok(ExitCode::SUCCESS)

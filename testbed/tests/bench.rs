@@ -78,3 +78,37 @@ fn the_executor_is_measured_and_the_last_line_says_everything() {
     assert_eq!(measured.as_object().unwrap().len(), 4, "{measured}");
     assert_eq!(said.lines().filter(|line| line.contains("record to result")).count(), 2, "{said}");
 }
+
+#[test]
+fn the_consumer_is_measured_and_the_last_line_says_everything() {
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["bench-consumer", "--events", "3000", "--seconds", "1", "--sustained", "2"])
+        .output()
+        .unwrap();
+    let (said, complained) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert!(output.status.success(), "{said}\n{complained}");
+    let measured: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (measured["events"].as_u64(), measured["duplicates_share"].as_f64()),
+        (Some(3_000), Some(0.1))
+    );
+    for key in ["raw_consumer_per_s", "apply_per_s"] {
+        assert!(measured[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {measured}");
+    }
+    for key in ["lag_at_100", "lag_at_500"] {
+        let lag = &measured[key];
+        assert!(
+            lag["p50_ms"].as_f64() <= lag["p99_ms"].as_f64() && lag["p99_ms"].as_f64() > Some(0.0),
+            "{measured}"
+        );
+    }
+    // None where the machine is too busy to keep up even the first one.
+    assert!(measured.get("end_to_end_max_per_s").is_some(), "{measured}");
+    for part in
+        ["payment_service", "executor", "request_relay", "result_relay", "postgres", "broker", "simulator"]
+    {
+        assert!(measured["cpu_us_per_payment"][part].as_f64().is_some(), "{part}: {measured}");
+    }
+    assert_eq!(measured.as_object().unwrap().len(), 8, "{measured}");
+}

@@ -16,6 +16,8 @@ const CATALOGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema/events.t
 pub(super) const TOPIC: &str = "psp-result-updates";
 /// Partitions of that topic, and of every topic that is compared with it.
 pub(super) const PARTITIONS: i32 = 6;
+/// What a client of the API sends as its bearer token.
+pub(super) const API_TOKEN: &str = "local-token";
 /// The name by which the relay saves.
 pub(super) const RELAY: &str = "relay";
 
@@ -26,6 +28,8 @@ pub(super) struct Site {
     pub(super) kafka: Kafka,
     pub(super) database: TestDatabase,
     registry: Registry,
+    /// Where the payment service's API is.
+    api: String,
     home: Home,
     folder: PathBuf,
 }
@@ -40,7 +44,8 @@ impl Site {
             Registry::private("bench-registry"),
         )?;
         let database = postgres.database("executor").await?;
-        let site = Site { postgres, kafka, database, registry, home, folder };
+        let api = format!("127.0.0.1:{}", free_port()?);
+        let site = Site { postgres, kafka, database, registry, api, home, folder };
         let program = binary("outbox-relay")?;
         let owner = [("DATABASE_URL".to_owned(), site.database.url(OWNER))];
         let migrate = ["migrate", "--writer", "executor", "--relay", "relay", "--reader", "operator"];
@@ -56,7 +61,12 @@ impl Site {
 
     /// A session in the outbox's database.
     pub(super) async fn session(&self, role: &str) -> Result<PgConnection> {
-        let url = self.database.url(role);
+        self.session_in(&self.database, role).await
+    }
+
+    /// A session in another database.
+    pub(super) async fn session_in(&self, database: &TestDatabase, role: &str) -> Result<PgConnection> {
+        let url = database.url(role);
         PgConnection::connect(&url).await.with_context(|| format!("connect as {role}"))
     }
 
@@ -90,6 +100,59 @@ impl Site {
         let owner = [("DATABASE_URL".to_owned(), self.database.url(OWNER))];
         let migrate = ["migrate", "--service", "executor", "--reader", "operator"];
         run_once(&binary("executor")?, &migrate, &owner).await.map(|_| ())
+    }
+
+    /// A database of payments, with its outbox.
+    pub(super) async fn payments(&self) -> Result<TestDatabase> {
+        let database = self.postgres.database("payments").await?;
+        let owner = [("DATABASE_URL".to_owned(), database.url(OWNER))];
+        let outbox = ["migrate", "--writer", "payment_service", "--relay", "relay", "--reader", "operator"];
+        run_once(&binary("outbox-relay")?, &outbox, &owner).await?;
+        let own = ["migrate", "--service", "payment_service", "--reader", "operator"];
+        run_once(&binary("payment-service")?, &own, &owner).await?;
+        Ok(database)
+    }
+
+    /// Base of the payment service's API.
+    pub(super) fn api_url(&self) -> String {
+        format!("http://{}", self.api)
+    }
+
+    /// The payment service with its default settings. It is not started yet.
+    pub(super) fn payment_service(&self, payments: &TestDatabase) -> Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let given = [
+            ("DATABASE_URL", payments.url("payment_service")),
+            ("KAFKA_BOOTSTRAP", self.bootstrap()),
+            ("SCHEMA_REGISTRY_URL", self.registry.url()),
+            ("LISTEN", self.api.clone()),
+            ("API_TOKENS", format!("local:{API_TOKEN}")),
+            // It comes back under its name, and has its partitions at once.
+            ("CONSUMER_INSTANCE", "payment-service".to_owned()),
+            ("ADMIN_LISTEN", admin.clone()),
+        ];
+        self.service("payment-service", &["run"], &given, format!("http://{admin}/readyz"))
+    }
+
+    /// The relay of the payments' outbox. It is not started yet.
+    pub(super) fn request_relay(&self, payments: &TestDatabase) -> Result<Service> {
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let given = [
+            ("DATABASE_URL", payments.url("relay")),
+            ("KAFKA_BOOTSTRAP", self.bootstrap()),
+            ("SCHEMA_REGISTRY_URL", self.registry.url()),
+            ("EVENTS", CATALOGUE.to_owned()),
+            ("EVENT_SOURCE", "/payment-service".to_owned()),
+            ("ADMIN_LISTEN", admin.clone()),
+        ];
+        let spec = Spec {
+            name: "request-relay".to_owned(),
+            program: binary("outbox-relay")?,
+            arguments: vec!["run".to_owned()],
+            environment: given.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+            ready_url: format!("http://{admin}/readyz"),
+        };
+        Service::new(&self.home, &self.folder, spec)
     }
 
     /// The PSP simulator with its default settings. It is not started yet.
