@@ -85,6 +85,12 @@ impl Catalogue {
         ensure!(!events.is_empty(), "catalogue {} names no event", path.display());
         Ok(Self { topics: file.topics, events })
     }
+
+    /// The topics that events go to. The others are only made.
+    pub fn published_topics(&self) -> Vec<String> {
+        let goes_to = |name: &&String| self.events.values().any(|event| event.topic == **name);
+        self.topics.keys().filter(goes_to).cloned().collect()
+    }
 }
 
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

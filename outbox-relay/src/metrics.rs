@@ -138,8 +138,8 @@ impl Metrics {
     }
 
     fn register(&self, registry: &Registry, catalogue: &Catalogue) -> anyhow::Result<()> {
-        for topic in catalogue.topics.keys() {
-            self.published.with_label_values(&[topic]).inc_by(0);
+        for topic in catalogue.published_topics() {
+            self.published.with_label_values(&[&topic]).inc_by(0);
         }
         for reason in FAILURE_REASONS {
             self.failures.with_label_values(&[reason]).inc_by(0);

@@ -156,7 +156,7 @@ async fn with_brokers(
     from: From,
     stop: &Stop,
 ) -> anyhow::Result<Option<(Tail, std::collections::BTreeMap<String, usize>)>> {
-    let topics: Vec<String> = relay.catalogue.topics.keys().cloned().collect();
+    let topics = relay.catalogue.published_topics();
     let config = &relay.config;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     loop {

@@ -262,7 +262,7 @@ impl Assignment {
 }
 
 /// A partition for which the group has never committed an offset starts at its first record: commits that offset, before the
-/// client looks for one. Everything else is left to `auto.offset.reset=error`: an offset that points nowhere is for a person.
+/// client looks for one, and says so if records before it are gone. Everything else is left to `auto.offset.reset=error`: an offset that points nowhere is for a person.
 fn start_new_partitions_at_the_beginning(
     consumer: &BaseConsumer<Assignment>,
     partitions: &TopicPartitionList,
@@ -283,11 +283,21 @@ fn start_new_partitions_at_the_beginning(
             let (low, _) = consumer
                 .fetch_watermarks(element.topic(), element.partition(), BROKER_TIMEOUT)
                 .with_context(|| format!("first offset of partition {}", element.partition()))?;
-            tracing::info!(
-                partition = element.partition(),
-                offset = low,
-                "no offset committed yet: starting at the first record"
-            );
+            if low == 0 {
+                tracing::info!(
+                    partition = element.partition(),
+                    "no offset committed yet: starting at the first record"
+                );
+            } else {
+                // A group that is new to an old topic, or one whose offsets the brokers have lost or let expire. What is left is read
+                // either way, and what is known is known; but what is gone may never have been read.
+                consumer.context().metrics.offsets_missing.inc();
+                tracing::error!(
+                    partition = element.partition(),
+                    offset = low,
+                    "no offset is committed, and the partition's first records are gone: starting at the first that is left;                      `outbox-relay verify` of the results' outbox finds what was never applied"
+                );
+            }
             first.add_partition_offset(element.topic(), element.partition(), Offset::Offset(low))?;
         }
     }

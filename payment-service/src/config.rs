@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
-use clap::Args;
+use clap::{Args, Subcommand};
 use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 /// Settings of `payment-service run`.
 #[derive(Args, Clone, Debug)]
@@ -57,9 +58,19 @@ pub struct Config {
     /// Most records in one transaction.
     #[arg(long, env = "BATCH_MAX", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     pub batch_max: u32,
+    /// Topic of the copies of what is in quarantine; the results' topic with `.dlq` behind it, if it is not given.
+    #[arg(long, env = "DLQ_TOPIC")]
+    pub dlq_topic: Option<String>,
     /// How often results that came before their payment order are tried again.
     #[arg(long, env = "ORPHAN_RETRY", default_value = "5s")]
     pub orphan_retry: humantime::Duration,
+}
+
+impl Config {
+    /// The topic of the copies of what is in quarantine.
+    pub fn dlq_topic(&self) -> String {
+        self.dlq_topic.clone().unwrap_or_else(|| format!("{}.dlq", self.results_topic))
+    }
 }
 
 /// Settings of `payment-service migrate`.
@@ -74,6 +85,108 @@ pub struct MigrateConfig {
     /// Role that may read everything and change nothing; may be repeated.
     #[arg(long = "reader")]
     pub readers: Vec<String>,
+    /// Role that may read everything, and ask for what `quarantine redrive` and `discard` offer; may be repeated.
+    #[arg(long = "operator")]
+    pub operators: Vec<String>,
+}
+
+/// What every operators' command is given.
+#[derive(Args, Clone, Debug)]
+pub struct OperatorConfig {
+    /// Connection URL of a role with the operators' privileges.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: SecretString,
+    /// Write JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `payment-service quarantine …`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum QuarantineCommand {
+    /// Show what is in quarantine, oldest first.
+    List(ListConfig),
+    /// Try records again, after what was wrong has been mended.
+    Redrive(OrderConfig),
+    /// Give records up. Their bytes stay in the table.
+    Discard(OrderConfig),
+}
+
+/// Which records of the quarantine.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SelectionConfig {
+    /// Row of the quarantine. May be given several times.
+    #[arg(long = "id", value_name = "ID")]
+    pub ids: Vec<i64>,
+    /// Sort of reason.
+    #[arg(long, value_parser = ["UNDECODABLE", "ORPHAN", "REFUSED"])]
+    pub reason: Option<String>,
+    /// Event id.
+    #[arg(long = "event", value_name = "EVENT_ID")]
+    pub event_id: Option<Uuid>,
+    /// Payment order.
+    #[arg(long = "order", value_name = "PAYMENT_ORDER_ID")]
+    pub payment_order_id: Option<Uuid>,
+    /// Topic that they came from.
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// Partition that they came from.
+    #[arg(long, requires = "topic")]
+    pub partition: Option<i32>,
+    /// Offsets from here on.
+    #[arg(long, requires = "partition")]
+    pub from_offset: Option<i64>,
+    /// Offsets up to here.
+    #[arg(long, requires = "partition")]
+    pub to_offset: Option<i64>,
+}
+
+/// Settings of `payment-service quarantine list`.
+#[derive(Args, Clone, Debug)]
+pub struct ListConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// Which records; all if nothing is said.
+    #[command(flatten)]
+    pub selection: SelectionConfig,
+    /// Most records that are shown.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=10_000))]
+    pub limit: i64,
+}
+
+/// Settings of `payment-service quarantine redrive` and `discard`.
+#[derive(Args, Clone, Debug)]
+pub struct OrderConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// Which records.
+    #[command(flatten)]
+    pub selection: SelectionConfig,
+    /// Everything that is in quarantine.
+    #[arg(long)]
+    pub all: bool,
+    /// Do it. Without this, what would be done is counted and shown.
+    #[arg(long, requires_all = ["operator", "note"])]
+    pub execute: bool,
+    /// Your name, for the audit.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+    /// Why, for the audit.
+    #[arg(long)]
+    pub note: Option<String>,
+    /// How long to wait for the service, which carries it out.
+    #[arg(long, default_value = "1min")]
+    pub wait: humantime::Duration,
+}
+
+/// Settings of `payment-service verify-audit`.
+#[derive(Args, Clone, Debug)]
+pub struct VerifyAuditConfig {
+    /// Where, and how to answer. A role that may read is enough.
+    #[command(flatten)]
+    pub common: OperatorConfig,
 }
 
 /// Half of the shortest time for which a PSP remembers an idempotency key (Stripe: 24 hours): room for clocks that differ, and for the

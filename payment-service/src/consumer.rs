@@ -30,6 +30,7 @@ use crate::{
     intake::{RawRecord, Taken, take},
     metrics::Metrics,
     processing::{Batch, ProcessPaymentService},
+    watchdog::Heartbeat,
 };
 
 /// How long a poll waits; a request to stop is seen after it.
@@ -47,6 +48,7 @@ pub struct PspResultUpdateConsumer {
     decoder: Arc<Decoder<PspResultUpdateEvent>>,
     service: ProcessPaymentService,
     metrics: Arc<Metrics>,
+    heartbeat: Arc<Heartbeat>,
     shutdown: Shutdown,
 }
 
@@ -72,11 +74,11 @@ enum Wait {
 
 impl PspResultUpdateConsumer {
     /// A member of the group, not subscribed yet.
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
         decoder: Arc<Decoder<PspResultUpdateEvent>>,
         service: ProcessPaymentService,
-        metrics: Arc<Metrics>,
+        (metrics, heartbeat): (Arc<Metrics>, Arc<Heartbeat>),
         shutdown: Shutdown,
     ) -> anyhow::Result<Self> {
         let mut client = chassis::kafka::client(&config.kafka, "payment-service");
@@ -105,7 +107,7 @@ impl PspResultUpdateConsumer {
             client.create_with_context(assignment).context("the Kafka consumer could not be made")?;
         let batch_max = usize::try_from(config.batch_max)?;
         let topic = Arc::from(config.results_topic.as_str());
-        Ok(Self { consumer, topic, batch_max, decoder, service, metrics, shutdown })
+        Ok(Self { consumer, topic, batch_max, decoder, service, metrics, heartbeat, shutdown })
     }
 
     /// Reads and applies until asked to stop. Blocks: run it on a thread of its own, inside the runtime.
@@ -143,6 +145,7 @@ impl PspResultUpdateConsumer {
     }
 
     fn poll(&self, wait: Duration) -> anyhow::Result<Option<Held>> {
+        self.heartbeat.beat();
         let polled = self.consumer.poll(wait);
         if let Some(reason) = self.assignment().failure() {
             anyhow::bail!("where to start could not be determined: {reason}");

@@ -294,3 +294,127 @@ proptest! {
         }
     }
 }
+
+// ------------------------------------------------------------------------------------------- the table of ARCHITECTURE.md
+
+const TABLE_BEGINS: &str = "<!-- The table is written by the tests of decision.rs: begin. -->\n";
+const TABLE_ENDS: &str = "<!-- end. -->";
+
+/// What an order of the table's rows is, by name.
+fn rows() -> Vec<(String, Order)> {
+    let known = |state| Order { state, psp_reference: Some("a".into()), ..Order::created() };
+    let mut rows = vec![
+        ("CREATED".to_owned(), Order::created()),
+        ("PENDING".to_owned(), Order { state: State::Pending, ..Order::created() }),
+        ("UNKNOWN".to_owned(), Order { state: State::Unknown, ..Order::created() }),
+        ("SUCCESSFUL as *a*".to_owned(), known(State::Successful)),
+        (
+            "SUCCESSFUL, reference not known".to_owned(),
+            Order { psp_reference: None, ..known(State::Successful) },
+        ),
+        ("FAILED".to_owned(), known(State::Failed)),
+    ];
+    // A double charge is of payments alone.
+    for reason in ReviewReason::ALL.iter().filter(|reason| **reason != ReviewReason::DoubleCharge) {
+        rows.push((format!("review: {}", reason.as_str()), known(State::NeedsReview).under_review(*reason)));
+    }
+    rows
+}
+
+fn columns() -> Vec<(&'static str, PspResultUpdateEvent)> {
+    vec![
+        ("SUCCESSFUL as *a*", event(S, Some("a"), None)),
+        ("SUCCESSFUL as *b*", event(S, Some("b"), None)),
+        ("SUCCESSFUL without reference", event(S, None, None)),
+        ("FAILED", event(F, None, None)),
+        ("PENDING", event(P, None, None)),
+        ("UNKNOWN", event(U, None, None)),
+        ("UNKNOWN: RESOLUTION_EXHAUSTED", event(U, None, Some("RESOLUTION_EXHAUSTED"))),
+        ("UNKNOWN: EXPIRED", event(U, None, Some("EXPIRED"))),
+        ("UNKNOWN: IDEMPOTENCY_MISMATCH", event(U, None, Some("IDEMPOTENCY_MISMATCH"))),
+        ("UNKNOWN: AMOUNT_MISMATCH", event(U, Some("a"), Some("AMOUNT_MISMATCH"))),
+    ]
+}
+
+fn cell(order: &Order, event: &PspResultUpdateEvent) -> String {
+    let Verdict { decision, next } = decide(order, event);
+    let stays = (next.state, next.review_reason) == (order.state, order.review_reason);
+    let learns = stays && next.psp_reference != order.psp_reference;
+    match next.review_reason {
+        _ if learns => format!("{}, learns *{}*", decision.as_str(), next.psp_reference.unwrap_or_default()),
+        _ if stays => decision.as_str().to_owned(),
+        Some(reason) => format!("{} → review: {}", decision.as_str(), reason.as_str()),
+        None => format!("{} → {}", decision.as_str(), next.state.as_str()),
+    }
+}
+
+#[test]
+fn the_table_of_the_architecture_is_the_function() {
+    let (rows, columns) = (rows(), columns());
+    let states: std::collections::HashSet<_> = rows.iter().map(|(_, order)| order.state).collect();
+    assert_eq!(states.len(), State::ALL.len(), "every state has a row");
+    let mut table = String::from("| order \\ result |");
+    for (name, _) in &columns {
+        table.push_str(&format!(" {name} |"));
+    }
+    table.push_str(&format!("\n|{}\n", " --- |".repeat(columns.len() + 1)));
+    for (name, order) in &rows {
+        let cells: Vec<String> = columns.iter().map(|(_, event)| cell(order, event)).collect();
+        table.push_str(&format!("| **{name}** | {} |\n", cells.join(" | ")));
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../ARCHITECTURE.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = text.split_once(TABLE_BEGINS).expect("the table's beginning is marked");
+    let (written, after) = rest.split_once(TABLE_ENDS).expect("the table's end is marked");
+    if std::env::var_os("WRITE_TABLE").is_some() {
+        std::fs::write(path, format!("{before}{TABLE_BEGINS}{table}{TABLE_ENDS}{after}")).unwrap();
+    } else {
+        assert!(
+            written == table,
+            "ARCHITECTURE.md does not say what decide() does; WRITE_TABLE=1 writes it:\n{table}"
+        );
+    }
+}
+
+// --------------------------------------------------------------------------------------------------- two orders of a payment
+
+proptest! {
+    #[test]
+    fn a_payment_leaves_success_for_review_alone_and_review_never(
+        events in (
+            (some_of(open_results()), some_of(calls_for_a_person()), 0..4_usize),
+            (some_of(open_results()), some_of(calls_for_a_person()), 0..4_usize),
+        ).prop_flat_map(|(first, second)| {
+            let of = |(mut events, calls, kind): (Vec<PspResultUpdateEvent>, Vec<_>, usize), order: usize| {
+                events.extend(calls);
+                events.extend(match kind {
+                    0 => vec![event(S, Some("a"), None)],
+                    1 => vec![event(F, None, None)],
+                    2 => vec![event(S, Some("a"), None), event(F, None, None)],
+                    _ => vec![],
+                });
+                events.into_iter().map(move |event| (order, event)).collect::<Vec<_>>()
+            };
+            Just([of(first, 0), of(second, 1)].concat()).prop_shuffle()
+        })
+    ) {
+        let mut orders = [Order::created(), Order::created()];
+        let mut payment = State::Created;
+        for (number, event) in &events {
+            orders[*number] = decide(&orders[*number], event).next;
+            let states: Vec<_> = orders.iter().map(|order| (order.state, order.review_reason)).collect();
+            let (next, reason) = payment_state(&states);
+            prop_assert_eq!(next == State::NeedsReview, reason.is_some());
+            match payment {
+                State::NeedsReview => prop_assert_eq!(next, State::NeedsReview),
+                State::Successful => prop_assert!(matches!(next, State::Successful | State::NeedsReview)),
+                State::Created | State::Pending | State::Unknown | State::Failed => {}
+            }
+            payment = next;
+        }
+        let both = [0, 1].iter().all(|number| {
+            events.iter().any(|(order, event)| order == number && event.psp_status == S)
+        });
+        prop_assert!(!both || payment == State::NeedsReview, "two orders that succeeded");
+    }
+}

@@ -15,6 +15,7 @@ use schema::{
     wire::Envelope,
 };
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// Longest reason that is kept, in characters.
@@ -35,6 +36,8 @@ pub struct RawRecord {
     pub value: Option<Vec<u8>>,
     /// Its headers; an Err says why they could not be read.
     pub headers: Result<RawHeaders, &'static str>,
+    /// The time that it bears, in milliseconds since 1970, if it bears any. Whoever wrote it may have written anything.
+    pub timestamp_ms: Option<i64>,
 }
 
 /// Headers in their order; a name may occur more than once.
@@ -101,7 +104,29 @@ impl RawRecord {
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
             headers: headers.map_err(|_| "the name of a header is not UTF-8"),
+            timestamp_ms: message.timestamp().to_millis(),
         }
+    }
+
+    /// SHA-256 of all that the record is, wherever it lies: the same whenever it is read again.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: Option<&[u8]>| match bytes {
+            None => hash.update([0]),
+            Some(bytes) => {
+                hash.update([1]);
+                hash.update(bytes.len().to_be_bytes());
+                hash.update(bytes);
+            }
+        };
+        part(self.key.as_deref());
+        part(self.value.as_deref());
+        for (name, value) in self.headers.iter().flat_map(|headers| &headers.0) {
+            part(Some(name.as_bytes()));
+            part(value.as_deref());
+        }
+        part(self.timestamp_ms.map(i64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
+        hash.finalize().into()
     }
 
     /// About how much memory it holds.
@@ -124,8 +149,26 @@ pub struct ResultUpdate {
     pub event: PspResultUpdateEvent,
     /// Trace id that came with the record.
     pub trace_id: Option<String>,
-    /// The row of the quarantine that this came from, when it is tried again.
-    pub quarantine_id: Option<i64>,
+    /// Where it comes from, when it is tried again.
+    pub again: Option<Again>,
+}
+
+/// A record of the quarantine that is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// Its row there.
+    pub quarantine_id: i64,
+    /// Who asked for it; None where its payment order has appeared meanwhile.
+    pub asked: Option<Asked>,
+}
+
+/// An operator's command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its row in `payments.commands`.
+    pub command_id: i64,
+    /// Who gave it.
+    pub operator: Arc<str>,
 }
 
 /// Why a record is in quarantine.
@@ -168,6 +211,8 @@ pub struct SetAside {
     pub payment_order_id: Option<Uuid>,
     /// Its trace, if it names one.
     pub trace_id: Option<String>,
+    /// Its row in the quarantine, if it was tried again.
+    pub quarantine_id: Option<i64>,
 }
 
 impl SetAside {
@@ -177,7 +222,8 @@ impl SetAside {
             record.headers.as_ref().map(|headers| Envelope::read(Some(headers))).unwrap_or_default();
         let (event_id, trace_id) = (envelope.event_id, trace_id_of(&envelope));
         let reason_code = QuarantineReason::Undecodable;
-        Self { record, reason_code, reason: brief(reason), event_id, payment_order_id: None, trace_id }
+        let (reason, quarantine_id) = (brief(reason), None);
+        Self { record, reason_code, reason, event_id, payment_order_id: None, trace_id, quarantine_id }
     }
 
     /// Sets a result aside.
@@ -189,6 +235,7 @@ impl SetAside {
             event_id: Some(update.event_id),
             payment_order_id: Some(update.event.payment_order_id),
             trace_id: update.trace_id.clone(),
+            quarantine_id: update.again.as_ref().map(|again| again.quarantine_id),
         }
     }
 }
@@ -232,7 +279,7 @@ pub async fn take(decoder: &Decoder<PspResultUpdateEvent>, record: Arc<RawRecord
     let event_id = envelope.event_id.unwrap_or_else(|| event.fallback_event_id(&record.topic));
     let trace_id = trace_id_of(&envelope);
     let keyed_right = record.key.as_deref() == Some(event.payment_order_id.to_string().as_bytes());
-    let update = ResultUpdate { record, event_id, event, trace_id, quarantine_id: None };
+    let update = ResultUpdate { record, event_id, event, trace_id, again: None };
     if keyed_right {
         return Ok(Taken::Update(update));
     }
@@ -247,6 +294,41 @@ pub async fn take(decoder: &Decoder<PspResultUpdateEvent>, record: Arc<RawRecord
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_part_of_a_record_is_in_its_digest() {
+        let record = RawRecord {
+            topic: Arc::from("t"),
+            partition: 0,
+            offset: 1,
+            key: Some(b"ab".to_vec()),
+            value: None,
+            headers: Ok(RawHeaders(vec![("n".into(), Some(b"v".to_vec()))])),
+            timestamp_ms: Some(1),
+        };
+        let changed: [fn(&mut RawRecord); 7] = [
+            |record| record.key = None,
+            |record| record.key = Some(Vec::new()),
+            |record| record.value = Some(Vec::new()),
+            |record| record.headers = Ok(RawHeaders(vec![("nv".into(), None)])),
+            |record| {
+                record.headers = Ok(RawHeaders(vec![("n".into(), Some(b"v".to_vec())), ("n".into(), None)]))
+            },
+            |record| record.timestamp_ms = None,
+            |record| (record.key, record.value) = (Some(b"a".to_vec()), Some(b"b".to_vec())),
+        ];
+        let mut digests = vec![record.digest()];
+        for change in changed {
+            let mut other = record.clone();
+            change(&mut other);
+            digests.push(other.digest());
+        }
+        for (index, digest) in digests.iter().enumerate() {
+            assert!(!digests[..index].contains(digest), "{index}");
+        }
+        let elsewhere = RawRecord { partition: 7, offset: 9, ..record.clone() };
+        assert_eq!(elsewhere.digest(), record.digest(), "where it lies is not in it");
+    }
 
     #[test]
     fn headers_survive_the_quarantine_byte_for_byte() {

@@ -7,6 +7,9 @@
 //!                          ^                       |------- one transaction ->  payment_order_transitions (audit)
 //!                          |                       |                             processed_events, quarantine
 //!                          '---- commit offsets <--' after the database's commit
+//!
+//! payments.quarantine -> quarantine (orphans, operators' redrives) -> processing -> the same transaction
+//!                     -> dead_letters -> psp-result-updates.dlq, a copy
 //! ```
 //! It promises: a request is carried out once per Idempotency-Key, a result is applied once per event id, a contradiction reaches a
 //! person, a record that is no result is kept with its reason, and no record stops the others.
@@ -31,9 +34,12 @@
 
 pub mod api;
 mod assignment;
+pub mod audit;
+pub mod commands;
 pub mod config;
 pub mod consumer;
 mod currency;
+mod dead_letters;
 pub mod decision;
 mod failpoints;
 pub mod intake;
@@ -44,6 +50,7 @@ pub mod processing;
 mod quarantine;
 pub mod request;
 mod store;
+mod watchdog;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -57,13 +64,15 @@ use crate::{
     api::{Api, ApiSettings},
     config::{Config, MigrateConfig},
     consumer::PspResultUpdateConsumer,
+    dead_letters::DeadLetters,
     metrics::Metrics,
     processing::ProcessPaymentService,
     quarantine::Housekeeping,
+    watchdog::Heartbeat,
 };
 
-/// Connections of the consumer and of the housekeeping, beside those of the API.
-const RESULTS_POOL_SIZE: u32 = 2;
+/// Connections of the consumer, of the housekeeping and of the copying, beside those of the API.
+const RESULTS_POOL_SIZE: u32 = 3;
 
 /// Serves and consumes until asked to stop.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -114,16 +123,24 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };
     let results_pool = chassis::postgres::pool(&postgres, "payment-service results")?;
     let service = ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics));
+    let heartbeat = Heartbeat::new();
     let consumer = PspResultUpdateConsumer::new(
         config,
         Arc::clone(&decoder),
         service.clone(),
-        Arc::clone(&metrics),
+        (Arc::clone(&metrics), Arc::clone(&heartbeat)),
         shutdown.clone(),
     )?;
+    let watching =
+        watchdog::watch(Arc::clone(&heartbeat), Arc::clone(&metrics), watchdog::DEAD_AFTER, shutdown.clone());
+    shutdown.spawn("watchdog", watching);
     shutdown.spawn("consumer", async move { tokio::task::spawn_blocking(move || consumer.run()).await? });
+    let dead_letters =
+        DeadLetters::new(&config.kafka, config.dlq_topic(), results_pool.clone(), Arc::clone(&metrics))?;
+    shutdown.spawn("dead letters", dead_letters.run(shutdown.clone()));
     let every = config.orphan_retry.into();
-    let housekeeping = Housekeeping { pool: results_pool, decoder, service, metrics, readiness, every };
+    let housekeeping =
+        Housekeeping { pool: results_pool, decoder, service, metrics, readiness, heartbeat, every };
     shutdown.spawn("housekeeping", housekeeping.run(shutdown.clone()));
     tracing::info!(api = %addresses.api, admin = %addresses.admin, "payment service started");
     Ok(addresses)
@@ -139,6 +156,9 @@ pub async fn migrate(config: &MigrateConfig) -> anyhow::Result<()> {
     }
     for role in &config.readers {
         sqlx::query("SELECT payments.grant_reader($1::name)").bind(role).execute(&mut connection).await?;
+    }
+    for role in &config.operators {
+        sqlx::query("SELECT payments.grant_operator($1::name)").bind(role).execute(&mut connection).await?;
     }
     connection.close().await?;
     Ok(())

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector,
 };
 use schema::psp_result_update::PspStatus;
 
@@ -51,6 +51,10 @@ pub struct Metrics {
     pub commit_failures: IntCounter,
     /// Partitions whose committed offset is no longer in the topic: somebody must decide where to go on.
     pub offsets_out_of_range: IntCounter,
+    /// Partitions without a committed offset whose first records are gone: what was there may never have been read.
+    pub offsets_missing: IntCounter,
+    /// How long ago the consumer's thread last came round, in seconds.
+    pub consumer_beat_age: Gauge,
     /// Times that the consumer was too slow to stay in its group.
     pub max_poll_exceeded: IntCounter,
     /// Errors of the Kafka client that were not fatal.
@@ -59,6 +63,12 @@ pub struct Metrics {
     pub payments_in_review: IntGauge,
     /// Records in quarantine that nobody has settled, by reason. The same in every instance.
     pub quarantine: IntGaugeVec,
+    /// Records in quarantine that have no copy on the topic of copies. The same in every instance.
+    pub quarantine_uncopied: IntGauge,
+    /// Copies that the brokers have acknowledged.
+    pub quarantine_copies: IntCounter,
+    /// Rounds of copying that left something behind.
+    pub quarantine_copy_failures: IntCounter,
     processed: IntCounterVec,
     results: IntCounterVec,
     quarantined: IntCounterVec,
@@ -116,6 +126,14 @@ impl Metrics {
                 "kafka_consumer_offsets_out_of_range_total",
                 "Partitions whose committed offset is not in the topic: reading them has stopped.",
             )?,
+            offsets_missing: of.counter(
+                "kafka_consumer_offsets_missing_total",
+                "Partitions without a committed offset whose first records are gone: read from what is left.",
+            )?,
+            consumer_beat_age: of.keep(Gauge::new(
+                "consumer_beat_age_seconds",
+                "How long ago the consumer's thread last came round.",
+            )?)?,
             max_poll_exceeded: of.counter(
                 "kafka_consumer_max_poll_exceeded_total",
                 "Times the consumer was too slow for its group.",
@@ -130,6 +148,16 @@ impl Metrics {
                 "quarantine_records",
                 "Unsettled records in quarantine; the same in every instance.",
                 &["reason"],
+            )?,
+            quarantine_uncopied: of.keep(IntGauge::new(
+                "quarantine_uncopied_records",
+                "Records in quarantine without a copy on the topic; the same in every instance.",
+            )?)?,
+            quarantine_copies: of
+                .counter("quarantine_copies_total", "Copies of quarantined records on their topic.")?,
+            quarantine_copy_failures: of.counter(
+                "quarantine_copy_failures_total",
+                "Times that quarantined records could not be copied to their topic.",
             )?,
             processed: of.counters(
                 "events_processed_total",

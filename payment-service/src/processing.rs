@@ -26,7 +26,10 @@ use crate::{
     failpoints,
     intake::{QuarantineReason, ResultUpdate, SetAside},
     metrics::Metrics,
-    store::results::{self, LockedOrder, NewTransition},
+    store::{
+        quarantine::{self, Settled},
+        results::{self, LockedOrder, NewTransition},
+    },
 };
 
 /// What is applied in one transaction, in offset order per partition.
@@ -160,8 +163,9 @@ impl ProcessPaymentService {
     }
 }
 
-async fn apply_in(tx: &mut PgConnection, batch: Batch) -> Result<Done, sqlx::Error> {
+async fn apply_in(tx: &mut PgConnection, mut batch: Batch) -> Result<Done, sqlx::Error> {
     failpoints::reached("C2");
+    only_unsettled(tx, &mut batch).await?;
     let mut aside = batch.aside;
     let mut orders = lock_orders_of(tx, &batch.updates).await?;
     let (updates, orphans): (Vec<_>, Vec<_>) =
@@ -178,15 +182,24 @@ async fn apply_in(tx: &mut PgConnection, batch: Batch) -> Result<Done, sqlx::Err
     update_states(tx, &outcomes, &orders).await?;
 
     let mut done = Done { redelivered: known.len(), ..Done::default() };
-    if !aside.is_empty() {
-        let new: HashSet<(i32, i64)> = results::insert_quarantine(tx, &aside).await?.into_iter().collect();
+    let (again, mut new): (Vec<_>, Vec<_>) =
+        aside.into_iter().partition(|aside| aside.quarantine_id.is_some());
+    if !new.is_empty() {
+        let inserted: HashSet<(i32, i64)> = quarantine::insert(tx, &new).await?.into_iter().collect();
         failpoints::reached("C8");
-        aside.retain(|aside| new.contains(&(aside.record.partition, aside.record.offset)));
-        done.quarantined = aside;
+        new.retain(|aside| inserted.contains(&(aside.record.partition, aside.record.offset)));
+        done.quarantined = new;
     }
-    let settled: Vec<i64> = fresh.iter().chain(&known).filter_map(|update| update.quarantine_id).collect();
+    if !again.is_empty() {
+        quarantine::keep(tx, &again).await?;
+    }
+    let settled = |updates: &[Arc<ResultUpdate>], outcome| -> Vec<(i64, Settled)> {
+        let again = updates.iter().filter_map(|update| update.again.as_ref());
+        again.map(|again| (again.quarantine_id, outcome)).collect()
+    };
+    let settled = [settled(&fresh, Settled::Applied), settled(&known, Settled::Known)].concat();
     if !settled.is_empty() {
-        results::settle_quarantine(tx, &settled).await?;
+        quarantine::settle(tx, &settled).await?;
     }
     if !outcomes.is_empty() {
         let rows: Vec<_> = outcomes.iter().map(as_transition).collect();
@@ -194,6 +207,25 @@ async fn apply_in(tx: &mut PgConnection, batch: Batch) -> Result<Done, sqlx::Err
     }
     done.outcomes = outcomes;
     Ok(done)
+}
+
+/// Of records that are tried again, leaves those that nobody has settled meanwhile, and keeps everybody else from them: another instance
+/// may try the same, and an operator may discard what is just being tried.
+async fn only_unsettled(tx: &mut PgConnection, batch: &mut Batch) -> Result<(), sqlx::Error> {
+    let id_of = |update: &Arc<ResultUpdate>| update.again.as_ref().map(|again| again.quarantine_id);
+    let ids: Vec<i64> = batch
+        .updates
+        .iter()
+        .filter_map(id_of)
+        .chain(batch.aside.iter().filter_map(|aside| aside.quarantine_id))
+        .collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let ours: HashSet<i64> = quarantine::lock_unsettled(tx, &ids).await?.into_iter().collect();
+    batch.updates.retain(|update| id_of(update).is_none_or(|id| ours.contains(&id)));
+    batch.aside.retain(|aside| aside.quarantine_id.is_none_or(|id| ours.contains(&id)));
+    Ok(())
 }
 
 type Orders = HashMap<Uuid, LockedOrder>;

@@ -1,23 +1,29 @@
-//! Trying orphans again: a result whose payment order did not exist when it came is applied once it does.
+//! Trying records of the quarantine again: a result whose payment order did not exist when it came is applied once it does, and any
+//! record is tried once more when an operator asks for it.
 //!
-//! An orphan has no row in `processed_events` until then, so that it is applied like any other result, in a transaction that also
-//! closes its row of the quarantine.
+//! Such a record has no row in `processed_events` until then, so that it is applied like any other result, in a transaction that also
+//! closes its row of the quarantine and that of the command. Several instances do this beside each other: the rows are locked in that
+//! transaction, and whoever comes second finds them settled.
 
 use std::{sync::Arc, time::Duration};
 
 use chassis::{admin::Readiness, shutdown::Shutdown};
 use schema::{decode::Decoder, psp_result_update::PspResultUpdateEvent};
 use sqlx::PgPool;
+use tokio::time::Instant;
 
 use crate::{
-    intake::{Taken, take},
+    intake::{Again, QuarantineReason, RawRecord, Taken, take},
     metrics::Metrics,
     processing::{Batch, ProcessPaymentService},
-    store::results,
+    store::{quarantine, results},
+    watchdog::{Heartbeat, STALLED_AFTER},
 };
 
-/// Most orphans in one transaction.
-const ORPHANS_MAX: i64 = 100;
+/// Most records in one transaction, and most bytes of their values.
+const AGAIN_MAX: (i64, i64) = (100, 4 * 1024 * 1024);
+/// How often operators' commands are looked for: somebody waits for the answer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the periodic task works with.
 #[derive(Debug)]
@@ -27,6 +33,7 @@ pub(crate) struct Housekeeping {
     pub(crate) service: ProcessPaymentService,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readiness: Readiness,
+    pub(crate) heartbeat: Arc<Heartbeat>,
     pub(crate) every: Duration,
 }
 
@@ -34,57 +41,64 @@ impl Housekeeping {
     /// Looks after the quarantine until asked to stop. What fails is tried again the next time.
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut wait = Duration::ZERO;
+        let mut next_look = Instant::now();
         while shutdown.sleep(wait).await {
-            let result = self.once().await;
-            self.readiness.set(result.is_ok());
-            wait = self.every;
+            let look = Instant::now() >= next_look;
+            let result = self.once(look, &shutdown).await;
+            self.readiness.set(result.is_ok() && self.heartbeat.age() < STALLED_AFTER);
+            if look && result.is_ok() {
+                next_look = Instant::now() + self.every;
+            }
             if let Err(error) = result {
                 tracing::warn!(error = format!("{error:#}"), "the quarantine could not be looked after");
-                wait = self.every.min(Duration::from_secs(1));
             }
+            wait = self.every.min(LOOK_EVERY);
         }
         self.readiness.set(false);
         Ok(())
     }
 
-    async fn once(&self) -> anyhow::Result<()> {
-        self.retry_orphans().await?;
+    /// Tries what operators ask for; with `look` also looks for orphans whose payment order is there by now, and counts.
+    async fn once(&self, look: bool, shutdown: &Shutdown) -> anyhow::Result<()> {
+        while !shutdown.requested() {
+            let records = quarantine::to_try_again(&self.pool, look, AGAIN_MAX).await?;
+            if records.is_empty() {
+                break;
+            }
+            self.try_again(records).await?;
+        }
+        if !look {
+            return Ok(());
+        }
         self.metrics.payments_in_review.set(results::payments_in_review(&self.pool).await?);
-        let counts = results::quarantined(&self.pool).await?;
-        for reason in crate::intake::QuarantineReason::ALL.map(crate::intake::QuarantineReason::as_str) {
+        let counts = quarantine::unsettled(&self.pool).await?;
+        for reason in QuarantineReason::ALL.map(QuarantineReason::as_str) {
             let count = counts.iter().find(|(found, _)| found == reason).map_or(0, |(_, count)| *count);
             self.metrics.quarantine.with_label_values(&[reason]).set(count);
         }
+        self.metrics.quarantine_uncopied.set(quarantine::uncopied(&self.pool).await?);
         Ok(())
     }
 
-    async fn retry_orphans(&self) -> anyhow::Result<()> {
-        loop {
-            let found = results::found_orphans(&self.pool, ORPHANS_MAX).await?;
-            let full = i64::try_from(found.len())? == ORPHANS_MAX;
-            let mut batch = Batch::default();
-            for (quarantine_id, record) in found {
-                match take(&self.decoder, Arc::new(record)).await.map_err(anyhow::Error::msg)? {
-                    Taken::Update(mut update) => {
-                        update.quarantine_id = Some(quarantine_id);
-                        batch.updates.push(Arc::new(update));
-                    }
-                    // It was a result when it came; the registry must have forgotten its schema.
-                    Taken::Aside(aside) => tracing::error!(
-                        reason = aside.reason,
-                        quarantine_id,
-                        "an orphan cannot be read any more"
-                    ),
+    /// Each of them is settled afterwards, or its row says why it is there still.
+    async fn try_again(&self, records: Vec<(Again, RawRecord)>) -> anyhow::Result<()> {
+        tracing::info!(count = records.len(), "records of the quarantine are tried again");
+        // Whoever asks for it may have mended the registry a moment ago.
+        self.decoder.forget_missing();
+        let mut batch = Batch::default();
+        for (again, record) in records {
+            match take(&self.decoder, Arc::new(record)).await.map_err(anyhow::Error::msg)? {
+                Taken::Update(mut update) => {
+                    update.again = Some(again);
+                    batch.updates.push(Arc::new(update));
+                }
+                Taken::Aside(mut aside) => {
+                    aside.quarantine_id = Some(again.quarantine_id);
+                    batch.aside.push(aside);
                 }
             }
-            if batch.updates.is_empty() {
-                return Ok(());
-            }
-            tracing::info!(count = batch.updates.len(), "payment orders of orphans were found");
-            self.service.process_psp_result(batch).await?;
-            if !full {
-                return Ok(());
-            }
         }
+        self.service.process_psp_result(batch).await?;
+        Ok(())
     }
 }

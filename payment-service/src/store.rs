@@ -1,5 +1,9 @@
-//! All SQL of this process and nothing else: here what the API needs, in [`results`] what applying results needs.
+//! All SQL of this process and nothing else: here what the API needs, in [`results`] what applying results needs, and beside it what
+//! the quarantine, its operators and the audit need.
 
+pub(crate) mod audit;
+pub(crate) mod commands;
+pub(crate) mod quarantine;
 pub(crate) mod results;
 
 use serde::Serialize;
@@ -163,6 +167,8 @@ pub(crate) struct TransitionRow {
     pub(crate) partition: Option<i32>,
     pub(crate) record_offset: Option<i64>,
     pub(crate) trace_id: String,
+    pub(crate) operator: Option<String>,
+    pub(crate) note: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub(crate) decided_at: OffsetDateTime,
 }

@@ -72,6 +72,11 @@ impl<E: Event> Decoder<E> {
         })
     }
 
+    /// Asks the registry again for schema ids that it did not have.
+    pub fn forget_missing(&self) {
+        self.registry.forget_missing();
+    }
+
     /// Decodes one record's value; None is a tombstone.
     pub async fn decode(&self, record: Option<&[u8]>) -> Result<E, DecodeError> {
         let record = record

@@ -113,6 +113,11 @@ impl Registry {
         Ok(schema)
     }
 
+    /// Forgets which ids do not exist: somebody says that they do now.
+    pub fn forget_missing(&self) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).missing.clear();
+    }
+
     /// The id under which `schema` is registered for `subject`. Registers nothing.
     pub async fn id_of(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
         #[derive(Deserialize)]

@@ -218,7 +218,8 @@ impl<'a> Plan<'a> {
         let environment = self.environment(service, &[("DATABASE_URL", database.url(OWNER))]);
         let outbox = ["migrate", "--writer", role, "--relay", "relay", "--operator", "operator"];
         run_once(&binary("outbox-relay")?, &outbox, &environment).await?;
-        let own = ["migrate", "--service", role, "--reader", "operator"];
+        let operator = if service == "payment-service" { "--operator" } else { "--reader" };
+        let own = ["migrate", "--service", role, operator, "operator"];
         run_once(&binary(service)?, &own, &environment).await?;
         Ok(())
     }
@@ -389,9 +390,10 @@ mod tests {
 
     #[test]
     fn a_circle_has_topics_of_its_own_and_the_schemas_of_all() {
-        let text = "[topics.psp-result-updates]\n[events.E]\ntopic = \"payment-order-requests\"\nschema = \"avro/x.avsc\"\n";
+        let text = "[topics.psp-result-updates]\n[topics.\"psp-result-updates.dlq\"]\n[events.E]\ntopic = \"payment-order-requests\"\nschema = \"avro/x.avsc\"\n";
         let own = catalogue_for(text, "-7");
         assert!(own.contains("[topics.psp-result-updates-7]"), "{own}");
+        assert!(own.contains("[topics.\"psp-result-updates-7.dlq\"]"), "{own}");
         assert!(own.contains("topic = \"payment-order-requests-7\""), "{own}");
         assert!(own.contains(&format!("schema = \"{SCHEMA_FOLDER}/avro/x.avsc\"")), "{own}");
         assert_eq!(catalogue_for("topic = \"psp-result-updates\"", ""), "topic = \"psp-result-updates\"");

@@ -45,7 +45,7 @@ pub async fn verify(config: &VerifyConfig) -> anyhow::Result<Verification> {
             break;
         }
     }
-    let topics = catalogue.topics.keys().cloned().collect();
+    let topics = catalogue.published_topics();
     let from = From::Time(config.since - CLOCKS_APART);
     let tail = read_tail(&config.kafka, &config.source, topics, from, &CancellationToken::new())
         .await?

@@ -2,25 +2,24 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
     decision::{Decision, Order, ReviewReason, State},
-    intake::{RawHeaders, RawRecord, ResultUpdate, SetAside},
+    intake::{Asked, ResultUpdate},
 };
 
 /// A word in the database that this version does not know: a newer one wrote it.
-fn unknown_word(column: &str, word: &str) -> sqlx::Error {
+pub(crate) fn unknown_word(column: &str, word: &str) -> sqlx::Error {
     sqlx::Error::Decode(format!("{column} {word:?} is not known to this version").into())
 }
 
-fn state(word: &str) -> Result<State, sqlx::Error> {
+pub(crate) fn state(word: &str) -> Result<State, sqlx::Error> {
     State::from_word(word).ok_or_else(|| unknown_word("state", word))
 }
 
-fn review_reason(word: Option<&str>) -> Result<Option<ReviewReason>, sqlx::Error> {
+pub(crate) fn review_reason(word: Option<&str>) -> Result<Option<ReviewReason>, sqlx::Error> {
     let known = |word| ReviewReason::from_word(word).ok_or_else(|| unknown_word("review_reason", word));
     word.map(known).transpose()
 }
@@ -97,7 +96,8 @@ pub(crate) async fn orders_of_events(
     .await
 }
 
-/// Writes what is known about these orders now.
+/// Writes what is known about these orders now. Says to the database that it is the service that does, which writes its own rows of
+/// the audit (`payments.write_down_hand`): evaluated once, before the first row.
 pub(crate) async fn update_orders(
     tx: &mut PgConnection,
     orders: &[(Uuid, &Order)],
@@ -113,7 +113,8 @@ pub(crate) async fn update_orders(
                                ELSE o.settled_at END
          FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
               AS n (payment_order_id, state, psp_reference, error_code, error_message, review_reason)
-         WHERE o.payment_order_id = n.payment_order_id",
+         WHERE o.payment_order_id = n.payment_order_id
+           AND (SELECT set_config('payments.writer', 'payment-service', true)) IS NOT NULL",
     )
     .bind(orders.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind(texts(|order| Some(order.state.as_str())))
@@ -194,6 +195,12 @@ pub(crate) struct NewTransition<'a> {
     pub(crate) trace_id: &'a str,
 }
 
+impl NewTransition<'_> {
+    fn asked(&self) -> Option<&Asked> {
+        self.update.again.as_ref()?.asked.as_ref()
+    }
+}
+
 /// Appends to the audit, in the order given. The last statement of a transaction, so that `decided_at` is honest.
 pub(crate) async fn insert_transitions(
     tx: &mut PgConnection,
@@ -205,13 +212,14 @@ pub(crate) async fn insert_transitions(
     sqlx::query(
         "INSERT INTO payments.payment_order_transitions
              (payment_order_id, event_id, from_state, to_state, decision, psp_status, psp_reference, error_code, event_time,
-              topic, partition, record_offset, trace_id, decided_at)
+              topic, partition, record_offset, trace_id, operator, command_id, decided_at)
          SELECT payment_order_id, event_id, from_state, to_state, decision, psp_status, psp_reference, error_code, event_time,
-                topic, partition, record_offset, trace_id, clock_timestamp()
+                topic, partition, record_offset, trace_id, operator, command_id, clock_timestamp()
          FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                     $9::timestamptz[], $10::text[], $11::int[], $12::bigint[], $13::text[]) WITH ORDINALITY
+                     $9::timestamptz[], $10::text[], $11::int[], $12::bigint[], $13::text[], $14::text[], $15::bigint[])
+              WITH ORDINALITY
               AS n (payment_order_id, event_id, from_state, to_state, decision, psp_status, psp_reference, error_code, event_time,
-                    topic, partition, record_offset, trace_id, position)
+                    topic, partition, record_offset, trace_id, operator, command_id, position)
          ORDER BY position",
     )
     .bind(column(transitions, |row| row.update.event.payment_order_id))
@@ -227,71 +235,11 @@ pub(crate) async fn insert_transitions(
     .bind(column(transitions, |row| row.update.record.partition))
     .bind(column(transitions, |row| row.update.record.offset))
     .bind(column(transitions, |row| row.trace_id))
+    .bind(column(transitions, |row| row.asked().map(|asked| &*asked.operator)))
+    .bind(column(transitions, |row| row.asked().map(|asked| asked.command_id)))
     .execute(tx)
     .await?;
     Ok(())
-}
-
-// --------------------------------------------------------------------------------------------------------- quarantine
-
-/// Sets records aside and returns where those that were not there yet lie: partition and offset. A record that is read again stays as it is, but
-/// for an orphan that turns out to be refused.
-pub(crate) async fn insert_quarantine(
-    tx: &mut PgConnection,
-    rows: &[SetAside],
-) -> Result<Vec<(i32, i64)>, sqlx::Error> {
-    let headers =
-        |row: &SetAside| row.record.headers.as_ref().map_or(Value::Array(Vec::new()), RawHeaders::to_json);
-    sqlx::query_as(
-        "INSERT INTO payments.quarantine AS q
-             (topic, partition, record_offset, reason_code, reason, event_id, payment_order_id, record_key, record_value, headers)
-         SELECT * FROM UNNEST($1::text[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::uuid[], $8::bytea[],
-                              $9::bytea[], $10::jsonb[])
-         ON CONFLICT (topic, partition, record_offset) DO UPDATE SET reason_code = EXCLUDED.reason_code, reason = EXCLUDED.reason
-             WHERE q.settled_at IS NULL AND q.reason_code = 'ORPHAN' AND EXCLUDED.reason_code = 'REFUSED'
-         RETURNING q.partition, q.record_offset",
-    )
-    .bind(rows.iter().map(|row| &*row.record.topic).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.record.partition).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.record.offset).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.reason_code.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.reason.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.event_id).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.payment_order_id).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.record.key.as_deref()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.record.value.as_deref()).collect::<Vec<_>>())
-    .bind(rows.iter().map(headers).collect::<Vec<_>>())
-    .fetch_all(tx)
-    .await
-}
-
-/// Closes rows of the quarantine whose event has been applied.
-pub(crate) async fn settle_quarantine(tx: &mut PgConnection, ids: &[i64]) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE payments.quarantine SET settled_at = clock_timestamp() WHERE id = ANY ($1) AND settled_at IS NULL")
-        .bind(ids)
-        .execute(tx)
-        .await?;
-    Ok(())
-}
-
-/// Orphans whose payment order exists by now, oldest first.
-pub(crate) async fn found_orphans(pool: &PgPool, limit: i64) -> Result<Vec<(i64, RawRecord)>, sqlx::Error> {
-    type Row = (i64, String, i32, i64, Option<Vec<u8>>, Option<Vec<u8>>, Value);
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT q.id, q.topic, q.partition, q.record_offset, q.record_key, q.record_value, q.headers
-         FROM payments.quarantine q JOIN payments.payment_orders o USING (payment_order_id)
-         WHERE q.reason_code = 'ORPHAN' AND q.settled_at IS NULL ORDER BY q.id LIMIT $1",
-    )
-    .bind(limit)
-    .fetch_all(pool)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|(id, topic, partition, offset, key, value, headers)| {
-            let headers = Ok(RawHeaders::from_json(&headers));
-            (id, RawRecord { topic: topic.into(), partition, offset, key, value, headers })
-        })
-        .collect())
 }
 
 /// How many payments wait for a person.
@@ -299,13 +247,4 @@ pub(crate) async fn payments_in_review(pool: &PgPool) -> Result<i64, sqlx::Error
     sqlx::query_scalar("SELECT count(*) FROM payments.payments WHERE status = 'NEEDS_REVIEW'")
         .fetch_one(pool)
         .await
-}
-
-/// How many records are set aside, by reason.
-pub(crate) async fn quarantined(pool: &PgPool) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    sqlx::query_as(
-        "SELECT reason_code, count(*) FROM payments.quarantine WHERE settled_at IS NULL GROUP BY reason_code",
-    )
-    .fetch_all(pool)
-    .await
 }

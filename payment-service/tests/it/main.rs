@@ -3,7 +3,11 @@
 
 mod api;
 mod consumer;
+mod contradictions;
 mod database;
+mod malformed;
+mod offsets;
 mod process;
 mod quarantine;
+mod sqlstates;
 mod world;

@@ -1,7 +1,11 @@
 use std::time::Duration;
 
-use rdkafka::{Offset, message::OwnedHeaders};
+use rdkafka::{
+    Message as _, Offset,
+    message::{Headers as _, OwnedHeaders},
+};
 use schema::{registry::Registry, wire};
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::world::{Result_, TRANSITIONS, World, applied, result, with};
@@ -192,4 +196,243 @@ async fn an_orphan_that_is_refused_in_the_end_is_not_tried_for_ever() {
         )
         .await;
     service.stop().await;
+}
+
+const SHOWN: &str = "SELECT count(*) FROM payments.quarantine";
+
+#[tokio::test]
+async fn what_was_mended_is_redriven_once_and_the_rest_is_given_up() {
+    let world = World::new().await;
+    let (order, other) = (world.order().await, world.order().await);
+    // Refused by a constraint, which is mended below.
+    sqlx::query(
+        "ALTER TABLE payments.payment_orders ADD CONSTRAINT too_strict CHECK (psp_reference <> 'pi_long')",
+    )
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    let refused = with(result(order, "SUCCESSFUL"), |event| event.reference = Some("pi_long".into()));
+    let service = world.start(&[]).await;
+    world.send(&refused).await;
+    world.send(&result(Uuid::now_v7(), "SUCCESSFUL")).await; // An orphan for ever.
+    let (partition, offset) = world.send_raw(None, Some(b"nonsense"), OwnedHeaders::new()).await;
+    world.send(&result(other, "SUCCESSFUL")).await;
+    world.until(SHOWN, 3).await;
+    world.until(TRANSITIONS, 1).await;
+
+    let listed = world.operate_json(&["quarantine", "list"]).await;
+    let reasons: Vec<_> =
+        listed.as_array().unwrap().iter().map(|row| row["reason_code"].as_str().unwrap()).collect();
+    assert_eq!(
+        {
+            let mut sorted = reasons.clone();
+            sorted.sort_unstable();
+            sorted
+        },
+        ["ORPHAN", "REFUSED", "UNDECODABLE"]
+    );
+    let (_, text) = world.operate(&["quarantine", "list", "--reason", "REFUSED"]).await;
+    assert!(text.contains("too_strict") && text.contains("1 in quarantine"), "{text}");
+
+    // Dry: nothing happens, nothing is written down.
+    let dry = world.operate_json(&["quarantine", "redrive", "--reason", "REFUSED"]).await;
+    assert_eq!((dry["selected"].as_i64(), dry["result"].is_null()), (Some(1), true), "{dry}");
+    assert_eq!(world.count("SELECT count(*) FROM payments.commands").await, 0);
+    for wrong in [
+        &["quarantine", "redrive"][..],
+        &["quarantine", "redrive", "--all", "--reason", "ORPHAN"],
+        &["quarantine", "redrive", "--all", "--execute"],
+        &["quarantine", "redrive", "--all", "--execute", "--operator", " ", "--note", "x"],
+    ] {
+        assert_ne!(world.operate(wrong).await.0, 0, "{wrong:?}");
+    }
+    assert_eq!(world.count("SELECT count(*) FROM payments.commands").await, 0);
+
+    // Before the mend: it stays, and says why.
+    let by = ["--execute", "--operator", "ada", "--note", "the constraint is gone"];
+    let again = world.operate_json(&[&["quarantine", "redrive", "--all"][..], &by].concat()).await;
+    assert_eq!((&again["result"]["refused"], &again["result"]["open"]), (&3.into(), &0.into()), "{again}");
+    assert_eq!(
+        world
+            .count("SELECT count(*) FROM payments.quarantine WHERE attempts = 2 AND settled_at IS NULL")
+            .await,
+        3
+    );
+
+    // After it: once, however often it is asked for, and under ada's name.
+    sqlx::query("ALTER TABLE payments.payment_orders DROP CONSTRAINT too_strict")
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    let redrive = [&["quarantine", "redrive", "--reason", "REFUSED"][..], &by].concat();
+    let (one, two) = tokio::join!(world.operate_json(&redrive), world.operate_json(&redrive));
+    let applied = |ordered: &serde_json::Value| ordered["result"]["applied"].as_i64().unwrap();
+    assert_eq!(applied(&one) + applied(&two), 1, "{one} {two}");
+    assert_eq!(world.history(order).await, applied_once());
+    assert_eq!(world.applied_twice().await, 0);
+    let asked: (String, String, i64) = sqlx::query_as(
+        "SELECT t.operator, c.requested_by, c.id FROM payments.payment_order_transitions t JOIN payments.commands c ON c.id = t.command_id",
+    )
+    .fetch_one(&world.pool)
+    .await
+    .unwrap();
+    assert_eq!((asked.0.as_str(), asked.1.as_str()), ("ada", "operator"));
+
+    let here = [partition.to_string(), offset.to_string()];
+    let place = [
+        "--topic",
+        &world.topic,
+        "--partition",
+        &here[0],
+        "--from-offset",
+        &here[1],
+        "--to-offset",
+        &here[1],
+    ];
+    let discard = [&["quarantine", "discard"][..], &place, &by].concat();
+    let discarded = world.operate_json(&discard).await;
+    assert_eq!(discarded["result"]["discarded"], 1, "{discarded}");
+    assert_eq!(world.operate_json(&discard).await["result"]["selected"], 0, "it is gone");
+    assert_eq!(world.operate_json(&["quarantine", "list"]).await.as_array().unwrap().len(), 1);
+    world.audit_agrees().await;
+
+    // The copies: each record once, with its bytes and its reason.
+    let copies = world.copies(3).await;
+    let nonsense = copies.iter().find(|copy| copy.payload() == Some(b"nonsense")).expect("its copy");
+    let reason =
+        nonsense.headers().unwrap().iter().find(|header| header.key == "quarantine_reason_code").unwrap();
+    assert_eq!(reason.value, Some(b"UNDECODABLE".as_slice()));
+    world.until("SELECT count(*) FROM payments.quarantine WHERE copied_at IS NULL", 0).await;
+    service.stop().await;
+}
+
+fn applied_once() -> Vec<(String, String)> {
+    applied(&[("SUCCESSFUL", "APPLIED")])
+}
+
+#[tokio::test]
+async fn a_topic_made_anew_hides_nothing() {
+    let world = World::new().await;
+    let service = world.start(&[]).await;
+    world.send_raw(Some(b"k"), Some(b"first"), OwnedHeaders::new()).await;
+    world.until(SHOWN, 1).await;
+    // As if the topic had been made anew: another record at the same place.
+    sqlx::query("UPDATE payments.quarantine SET topic = 'elsewhere', digest = sha256('x') WHERE record_value = 'first'")
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE payments.quarantine SET topic = $1")
+        .bind(&world.topic)
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    service.stop().await;
+    world.reset_offsets(Offset::Offset(0));
+    let service = world.start(&[]).await;
+    world.until(SHOWN, 2).await;
+    // The same record again is no other one.
+    service.stop().await;
+    world.reset_offsets(Offset::Offset(0));
+    let service = world.start(&[]).await;
+    let order = world.order().await;
+    world.send(&result(order, "SUCCESSFUL")).await;
+    world.until(TRANSITIONS, 1).await;
+    assert_eq!(world.count(SHOWN).await, 2);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_topic_of_copies_the_consumer_goes_on() {
+    let world = World::new().await;
+    let order = world.order().await;
+    let missing = format!("{}.nowhere", world.topic);
+    let service = world.start(&["--dlq-topic", &missing]).await;
+    world.send_raw(Some(b"k"), Some(b"nonsense"), OwnedHeaders::new()).await;
+    world.send(&result(order, "SUCCESSFUL")).await;
+    world.until(TRANSITIONS, 1).await;
+    for _ in 0..400 {
+        if service.metric("quarantine_copy_failures_total").await > 0.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(service.metric("quarantine_copy_failures_total").await > 0.0);
+    assert_eq!(world.count("SELECT count(*) FROM payments.quarantine WHERE copied_at IS NULL").await, 1);
+    service.stop().await;
+    // It is copied when the topic is there.
+    let service = world.start(&[]).await;
+    world.until("SELECT count(*) FROM payments.quarantine WHERE copied_at IS NULL", 0).await;
+    service.stop().await;
+    assert_eq!(world.copies(1).await[0].payload(), Some(b"nonsense".as_slice()));
+}
+
+#[tokio::test]
+async fn what_does_not_add_up_in_the_audit_is_found() {
+    let world = World::new().await;
+    let orders = world.orders(3).await;
+    let service = world.start(&[]).await;
+    let events: Vec<_> = orders.iter().map(|order| result(*order, "SUCCESSFUL")).collect();
+    world.send_all(&events).await;
+    world.send(&result(orders[0], "PENDING")).await;
+    world.until(TRANSITIONS, 4).await;
+    service.stop().await;
+    world.audit_agrees().await;
+
+    // By hand, said so: written down by the database, under the name that was given, and all still adds up.
+    let mut hand = world.pool.acquire().await.unwrap();
+    for sql in [
+        "SET payments.operator = 'ada'",
+        "SET payments.note = 'the bank says so'",
+        "UPDATE payments.payment_orders SET state = 'NEEDS_REVIEW', review_reason = 'AMOUNT_MISMATCH' WHERE payment_order_id = (SELECT min(payment_order_id::text)::uuid FROM payments.payment_orders)",
+        "UPDATE payments.payments p SET status = o.state, review_reason = o.review_reason FROM payments.payment_orders o WHERE o.payment_id = p.payment_id",
+        "RESET ALL",
+    ] {
+        sqlx::query(sql).execute(&mut *hand).await.unwrap();
+    }
+    let by_hand: (String, String, String, String) = sqlx::query_as(
+        "SELECT from_state, to_state, operator, note FROM payments.payment_order_transitions WHERE decision = 'BY_HAND'",
+    )
+    .fetch_one(&world.pool)
+    .await
+    .unwrap();
+    let expected = ["SUCCESSFUL", "NEEDS_REVIEW", "ada", "the bank says so"].map(str::to_owned);
+    assert_eq!([by_hand.0, by_hand.1, by_hand.2, by_hand.3], expected);
+    assert_eq!(world.operate_json(&["verify-audit"]).await["by_hand"], 1);
+
+    // Behind the audit's back, each undone again.
+    let mut superuser = PgConnection::connect(&world.db.url("postgres")).await.unwrap();
+    sqlx::query("SET session_replication_role = replica").execute(&mut superuser).await.unwrap();
+    for (does, undoes) in [
+        (
+            "UPDATE payments.payment_orders SET state = 'FAILED' WHERE state = 'SUCCESSFUL'",
+            "UPDATE payments.payment_orders SET state = 'SUCCESSFUL' WHERE state = 'FAILED'",
+        ),
+        (
+            "UPDATE payments.payment_orders SET psp_reference = 'x'",
+            "UPDATE payments.payment_orders SET psp_reference = 'pi_1'",
+        ),
+        (
+            "UPDATE payments.payments SET status = 'PENDING' WHERE status = 'SUCCESSFUL'",
+            "UPDATE payments.payments SET status = 'SUCCESSFUL' WHERE status = 'PENDING'",
+        ),
+        (
+            "DELETE FROM payments.processed_events",
+            "INSERT INTO payments.processed_events SELECT event_id, payment_order_id FROM payments.payment_order_transitions WHERE event_id IS NOT NULL",
+        ),
+        (
+            "CREATE TABLE taken AS TABLE payments.payment_order_transitions; DELETE FROM payments.payment_order_transitions WHERE decision = 'STALE'",
+            "INSERT INTO payments.payment_order_transitions OVERRIDING SYSTEM VALUE SELECT * FROM taken WHERE decision = 'STALE'; DROP TABLE taken",
+        ),
+        (
+            "INSERT INTO payments.payment_order_transitions OVERRIDING SYSTEM VALUE SELECT 1000000, t.payment_order_id, t.event_id, t.from_state, t.to_state, t.decision, t.psp_status, t.psp_reference, t.error_code, t.event_time, t.topic, t.partition, t.record_offset, t.trace_id FROM payments.payment_order_transitions t WHERE decision = 'STALE'",
+            "DELETE FROM payments.payment_order_transitions WHERE transition_id = 1000000",
+        ),
+    ] {
+        sqlx::raw_sql(does).execute(&mut superuser).await.unwrap();
+        let (code, out) = world.operate(&["verify-audit", "--json"]).await;
+        let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, found["findings_total"].as_u64() > Some(0)), (1, true), "{does}: {out}");
+        sqlx::raw_sql(undoes).execute(&mut superuser).await.unwrap();
+        world.audit_agrees().await;
+    }
 }

@@ -10,8 +10,8 @@ use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, CommitMode, Consumer as _},
-    message::{Header, OwnedHeaders},
+    consumer::{BaseConsumer, CommitMode, Consumer as _, StreamConsumer},
+    message::{Header, OwnedHeaders, OwnedMessage},
     producer::{FutureProducer, FutureRecord},
 };
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent, registry::Registry, wire};
@@ -89,7 +89,8 @@ impl World {
         let migrate = || MigrateConfig {
             database_url: owner.clone().into(),
             services: vec!["payment_service".into()],
-            readers: vec!["operator".into()],
+            readers: Vec::new(),
+            operators: vec!["operator".into()],
         };
         payment_service::migrate(&migrate()).await.unwrap();
         payment_service::migrate(&migrate()).await.expect("a second time changes nothing");
@@ -107,8 +108,14 @@ impl World {
             config
         };
         let admin: AdminClient<DefaultClientContext> = client().create().unwrap();
-        let new = NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1));
-        admin.create_topics(&[new], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+        let copies = format!("{topic}.dlq");
+        let new = [
+            NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1)),
+            NewTopic::new(&copies, 1, TopicReplication::Fixed(1)),
+        ];
+        for made in admin.create_topics(&new, &AdminOptions::new()).await.unwrap() {
+            made.unwrap();
+        }
         let registry = Registry::new(&stack.registry_url()).unwrap();
         let schema_id =
             registry.register(&wire::value_subject(&topic), PspResultUpdateEvent::SCHEMA).await.unwrap();
@@ -228,7 +235,7 @@ impl World {
         (delivery.partition, delivery.offset)
     }
 
-    /// Commits offsets for the group, as an operator does while the service is stopped.
+    /// Commits offsets for the group, as an operator does while the service is stopped. `Beginning`: of the first records that are left.
     pub(crate) fn reset_offsets(&self, offset: Offset) {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
@@ -237,6 +244,9 @@ impl World {
             .unwrap();
         let mut list = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
+            let low =
+                || consumer.fetch_watermarks(&self.topic, partition, Duration::from_secs(10)).unwrap().0;
+            let offset = if offset == Offset::Beginning { Offset::Offset(low()) } else { offset };
             list.add_partition_offset(&self.topic, partition, offset).unwrap();
         }
         // The broker takes offsets from outside only once the group is empty: a member that did not leave in time counts until its
@@ -281,6 +291,45 @@ impl World {
             .fetch_one(&self.pool)
             .await
             .unwrap()
+    }
+
+    /// Runs `payment-service` with these arguments as the operator: exit code, stdout.
+    pub(crate) async fn operate(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_payment-service"));
+        command.args(arguments).args(["--database-url", &self.db.url("operator")]);
+        let output = command.stderr(std::process::Stdio::null()).output().await.unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// The same with `--json`; it has to succeed.
+    pub(crate) async fn operate_json(&self, arguments: &[&str]) -> Json {
+        let (code, out) = self.operate(&[arguments, &["--json"]].concat()).await;
+        assert_eq!(code, 0, "{arguments:?}: {out}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// The audit, folded, is the state.
+    pub(crate) async fn audit_agrees(&self) {
+        let (code, out) = self.operate(&["verify-audit"]).await;
+        assert_eq!(code, 0, "{out}");
+    }
+
+    /// What lies on the topic of copies: key, value, headers.
+    pub(crate) async fn copies(&self, expected: usize) -> Vec<OwnedMessage> {
+        let consumer: StreamConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("group.id", format!("{}-copies", self.group))
+            .set("auto.offset.reset", "earliest")
+            .create()
+            .unwrap();
+        let copies = format!("{}.dlq", self.topic);
+        consumer.subscribe(&[&copies]).unwrap();
+        let mut found = Vec::new();
+        while found.len() < expected {
+            let next = tokio::time::timeout(Duration::from_secs(30), consumer.recv());
+            found.push(next.await.expect("a copy within 30 s").unwrap().detach());
+        }
+        found
     }
 
     /// The states that the payment order went through.
