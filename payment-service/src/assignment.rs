@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -19,6 +19,7 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError, KafkaResult},
+    statistics::ConsumerGroup,
     topic_partition_list::Offset,
 };
 
@@ -26,6 +27,10 @@ use crate::{failpoints, metrics::Metrics};
 
 /// Limit of one question to the brokers inside a callback.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the client may take to give up partitions while it reaches its coordinator. It waits for nobody else meanwhile, and it has been
+/// seen to wait for ever: a member whose session ended while a commit was under way then keeps sending heartbeats without joining
+/// again, and the whole group waits for it for `max.poll.interval.ms`.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(20);
 
 /// What one consumer owns. Shared with its callbacks.
 #[derive(Debug)]
@@ -41,7 +46,9 @@ pub(crate) struct Assignment {
 struct Owned {
     partitions: HashMap<i32, Partition>,
     last_term: u64,
-    /// Why a start could not be determined.
+    /// Since when the client has been giving up partitions.
+    giving_up: Option<Instant>,
+    /// Why this consumer cannot go on.
     failure: Option<String>,
 }
 
@@ -181,7 +188,19 @@ impl ClientContext for Assignment {
                 self.metrics.consumer_lag.with_label_values(&labels).set(partition.consumer_lag);
             }
         }
+        if let Some(group) = &statistics.cgrp {
+            let mut owned = self.owned();
+            owned.giving_up = gives_up(group).then(|| owned.giving_up.unwrap_or_else(Instant::now));
+            if owned.giving_up.is_some_and(|since| since.elapsed() > GIVEN_UP_WITHIN) {
+                owned.failure = Some(format!("the Kafka client does not come out of {}", group.join_state));
+            }
+        }
     }
+}
+
+/// The client gives up partitions, and its coordinator can be reached.
+fn gives_up(group: &ConsumerGroup) -> bool {
+    group.state == "up" && group.join_state.contains("unassign")
 }
 
 impl ConsumerContext for Assignment {
@@ -193,7 +212,7 @@ impl ConsumerContext for Assignment {
                 if let Err(error) = start_new_partitions_at_the_beginning(consumer, partitions) {
                     // A partition that has an offset starts there all the same; one that has none makes the client report an
                     // error. Ending the process is the cure for both.
-                    self.owned().failure = Some(format!("{error:#}"));
+                    self.owned().failure = Some(format!("where to start could not be determined: {error:#}"));
                 }
             }
             Rebalance::Revoke(partitions) => {
@@ -305,4 +324,34 @@ fn start_new_partitions_at_the_beginning(
         consumer.commit(&first, CommitMode::Sync).context("first offsets were not committed")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_gives_up_partitions_for_too_long_is_done_with() {
+        let group = |state: &str, join_state: &str| ConsumerGroup {
+            state: state.to_owned(),
+            join_state: join_state.to_owned(),
+            ..ConsumerGroup::default()
+        };
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let assignment = Assignment::new("t", metrics);
+        let told = |group: ConsumerGroup, since: Option<Duration>| {
+            assignment.owned().giving_up = since.and_then(|since| Instant::now().checked_sub(since));
+            assignment.stats(Statistics { cgrp: Some(group), ..Statistics::default() });
+            (assignment.owned().giving_up.is_some(), assignment.failure().is_some())
+        };
+        let long = Some(GIVEN_UP_WITHIN + Duration::from_secs(1));
+        let stuck = "wait-incr-unassign-to-complete";
+        assert_eq!(told(group("up", stuck), None), (true, false), "it has only begun");
+        assert_eq!(told(group("up", stuck), long), (true, true));
+        assert_eq!(told(group("up", "wait-unassign-call"), long), (true, true));
+        // Without a coordinator it cannot come out of it; whoever joins may wait for others.
+        assert_eq!(told(group("wait-coord", stuck), long), (false, false));
+        assert_eq!(told(group("up", "wait-join"), long), (false, false));
+        assert_eq!(told(group("up", "steady"), long), (false, false));
+    }
 }

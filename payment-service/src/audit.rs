@@ -152,7 +152,7 @@ fn words(order: &Order) -> String {
         ("code", error_code.as_deref()),
     ] {
         if let Some(value) = value {
-            text.push_str(&format!(", {name} {value}"));
+            text.extend([", ", name, " ", value]);
         }
     }
     text
@@ -205,7 +205,6 @@ mod tests {
             psp_reference: Some("a".into()),
             ..line(Some(State::Successful), State::NeedsReview, hand)
         });
-        let order = order.clone();
         let in_review =
             Order { state: State::NeedsReview, review_reason: Some(ReviewReason::Expired), ..order };
         assert_eq!(fold(&lines, &in_review), None);

@@ -89,6 +89,8 @@ impl PspResultUpdateConsumer {
             // A member that died is replaced after this time.
             .set("session.timeout.ms", "6000")
             .set("heartbeat.interval.ms", "1500")
+            // The group waits so long for a member that does not join a rebalance. Longer than a statement may take, and than the watchdog.
+            .set("max.poll.interval.ms", "90000")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             // An offset that points nowhere (expired, topic made anew) is for a person: going on anywhere by ourselves would skip results.
@@ -148,7 +150,7 @@ impl PspResultUpdateConsumer {
         self.heartbeat.beat();
         let polled = self.consumer.poll(wait);
         if let Some(reason) = self.assignment().failure() {
-            anyhow::bail!("where to start could not be determined: {reason}");
+            anyhow::bail!(reason);
         }
         match polled {
             None => Ok(None),

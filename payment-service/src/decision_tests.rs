@@ -353,15 +353,15 @@ fn the_table_of_the_architecture_is_the_function() {
     let (rows, columns) = (rows(), columns());
     let states: std::collections::HashSet<_> = rows.iter().map(|(_, order)| order.state).collect();
     assert_eq!(states.len(), State::ALL.len(), "every state has a row");
-    let mut table = String::from("| order \\ result |");
-    for (name, _) in &columns {
-        table.push_str(&format!(" {name} |"));
-    }
-    table.push_str(&format!("\n|{}\n", " --- |".repeat(columns.len() + 1)));
-    for (name, order) in &rows {
+    let names: Vec<&str> = columns.iter().map(|(name, _)| &**name).collect();
+    let names = names.join(" | ");
+    let row = |(name, order): &(_, Order)| {
         let cells: Vec<String> = columns.iter().map(|(_, event)| cell(order, event)).collect();
-        table.push_str(&format!("| **{name}** | {} |\n", cells.join(" | ")));
-    }
+        format!("| **{name}** | {} |\n", cells.join(" | "))
+    };
+    let rule = " --- |".repeat(columns.len() + 1);
+    let lines: String = rows.iter().map(row).collect();
+    let table = format!("| order \\ result | {names} |\n|{rule}\n{lines}");
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../ARCHITECTURE.md");
     let text = std::fs::read_to_string(path).unwrap();
     let (before, rest) = text.split_once(TABLE_BEGINS).expect("the table's beginning is marked");

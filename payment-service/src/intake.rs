@@ -312,7 +312,7 @@ mod tests {
             |record| record.value = Some(Vec::new()),
             |record| record.headers = Ok(RawHeaders(vec![("nv".into(), None)])),
             |record| {
-                record.headers = Ok(RawHeaders(vec![("n".into(), Some(b"v".to_vec())), ("n".into(), None)]))
+                record.headers = Ok(RawHeaders(vec![("n".into(), Some(b"v".to_vec())), ("n".into(), None)]));
             },
             |record| record.timestamp_ms = None,
             |record| (record.key, record.value) = (Some(b"a".to_vec()), Some(b"b".to_vec())),

@@ -18,8 +18,8 @@ use crate::metrics::Metrics;
 
 /// Without a sign of life for so long, the process is not ready. Longer than a statement may take.
 pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(45);
-/// Without one for so long, it ends: before the group gives it up (`max.poll.interval.ms`, 5 minutes).
-pub(crate) const DEAD_AFTER: Duration = Duration::from_secs(150);
+/// Without one for so long, it ends: before the group gives it up (`max.poll.interval.ms`, 90 seconds).
+pub(crate) const DEAD_AFTER: Duration = Duration::from_secs(75);
 
 /// The consumer's last sign of life.
 #[derive(Debug)]

@@ -53,13 +53,12 @@ pub async fn list(config: &ListConfig) -> anyhow::Result<Vec<Listed>> {
     let records = commands::list(&mut connection, &selection, config.limit).await.context("list")?;
     let total: i64 = commands::count(&mut connection, &selection).await?.iter().map(|(_, count)| count).sum();
     super::print(config.common.json, &records, || {
-        let mut text: String = records.iter().map(line).collect();
+        let shown: String = records.iter().map(line).collect();
         if total > i64::try_from(records.len()).unwrap_or(i64::MAX) {
-            text.push_str(&format!("… {} of {total}; --limit shows more", records.len()));
+            format!("{shown}… {} of {total}; --limit shows more", records.len())
         } else {
-            text.push_str(&format!("{total} in quarantine"));
+            format!("{shown}{total} in quarantine")
         }
-        text
     })?;
     Ok(records)
 }

@@ -96,7 +96,9 @@ pub async fn verify_audit(config: &VerifyAuditConfig) -> anyhow::Result<Audited>
         audit::end_look(&mut connection).await?;
         let Some(last) = page.last() else { break };
         after = last.payment_id;
-        page.into_iter().for_each(|payment| audited.payment(payment));
+        for payment in page {
+            audited.payment(payment);
+        }
     }
     let limit = i64::try_from(FINDINGS_MAX)?;
     for (event_id, text) in
@@ -112,17 +114,14 @@ pub async fn verify_audit(config: &VerifyAuditConfig) -> anyhow::Result<Audited>
 }
 
 fn words(audited: &Audited) -> String {
-    let mut text = String::new();
-    for Finding { what, id, text: finding } in &audited.findings {
-        text.push_str(&format!("{what} {id}: {finding}\n"));
-    }
+    let line = |Finding { what, id, text }: &Finding| format!("{what} {id}: {text}\n");
+    let found: String = audited.findings.iter().map(line).collect();
     let Audited { payments, orders, transitions, by_hand, findings_total, .. } = audited;
     let verdict = match findings_total {
         0 => "the audit and the states agree".to_owned(),
         total => format!("{total} findings"),
     };
-    text.push_str(&format!(
-        "{payments} payments, {orders} payment orders, {transitions} transitions ({by_hand} by hand): {verdict}"
-    ));
-    text
+    format!(
+        "{found}{payments} payments, {orders} payment orders, {transitions} transitions ({by_hand} by hand): {verdict}"
+    )
 }
