@@ -342,7 +342,8 @@ mod tests {
         let told = |group: ConsumerGroup, since: Option<Duration>| {
             assignment.owned().giving_up = since.and_then(|since| Instant::now().checked_sub(since));
             assignment.stats(Statistics { cgrp: Some(group), ..Statistics::default() });
-            (assignment.owned().giving_up.is_some(), assignment.failure().is_some())
+            let giving_up = assignment.owned().giving_up.is_some();
+            (giving_up, assignment.failure().is_some())
         };
         let long = Some(GIVEN_UP_WITHIN + Duration::from_secs(1));
         let stuck = "wait-incr-unassign-to-complete";

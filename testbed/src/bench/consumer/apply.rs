@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::super::costs::{cpu_seconds, cpu_seconds_with_children, peak_mib};
@@ -152,7 +153,17 @@ fn consumer(bootstrap: &str, group: &str) -> Result<BaseConsumer> {
 fn committed(consumer: &BaseConsumer) -> Result<Vec<i64>> {
     let mut asked = TopicPartitionList::new();
     asked.add_partition_range(TOPIC, 0, PARTITIONS - 1);
-    let committed = consumer.committed_offsets(asked, CALL_LIMIT).context("ask for offsets")?;
+    let begun = Instant::now();
+    let committed = loop {
+        match consumer.committed_offsets(asked.clone(), CALL_LIMIT) {
+            // A young group's coordinator is still being found.
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::NotCoordinator) => {
+                ensure!(begun.elapsed() < CALL_LIMIT, "the group has no coordinator: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            answer => break answer.context("ask for offsets")?,
+        }
+    };
     let offset = |partition| match committed.find_partition(TOPIC, partition).map(|found| found.offset()) {
         Some(Offset::Offset(offset)) => offset,
         _ => 0,
