@@ -27,6 +27,9 @@ use crate::{failpoints, metrics::Metrics};
 
 /// Limit of one question to the brokers inside a callback.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often all offsets are sent, those too that were sent before. Of what is sent without waiting the client tells only its log whether it
+/// failed, as all of it does that meets a rebalance.
+const ALL_SENT_EVERY: Duration = Duration::from_secs(5);
 /// How long the client may take to give up partitions while it reaches its coordinator. It waits for nobody else meanwhile, and it has been
 /// seen to wait for ever: a member whose session ended while a commit was under way then keeps sending heartbeats without joining
 /// again, and the whole group waits for it for `max.poll.interval.ms`.
@@ -46,6 +49,8 @@ pub(crate) struct Assignment {
 struct Owned {
     partitions: HashMap<i32, Partition>,
     last_term: u64,
+    /// When the offsets of all partitions were last sent.
+    all_sent_at: Option<Instant>,
     /// Since when the client has been giving up partitions.
     giving_up: Option<Instant>,
     /// Why this consumer cannot go on.
@@ -57,10 +62,8 @@ struct Partition {
     term: u64,
     /// Every record before this offset is in the database.
     finished: i64,
-    /// The offset that was last sent to the broker.
-    requested: i64,
-    /// The offset that the broker has acknowledged.
-    committed: i64,
+    /// The offset that was last sent to the broker, whatever has become of it.
+    sent: i64,
 }
 
 impl Assignment {
@@ -89,7 +92,7 @@ impl Assignment {
         }
     }
 
-    /// Sends the offsets of what is finished, without waiting for the answer. Offsets whose commit failed are sent again.
+    /// Sends the offsets of what is finished since the last time, without waiting for the answer; from time to time all of them.
     pub(crate) fn commit_soon(&self, consumer: &BaseConsumer<Self>) {
         if let Err(error) = self.send_offsets(consumer) {
             self.not_committed(&error);
@@ -98,12 +101,18 @@ impl Assignment {
 
     fn send_offsets(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
         let mut offsets = TopicPartitionList::new();
-        for (number, partition) in &mut self.owned().partitions {
-            if partition.requested < partition.finished {
+        let mut owned = self.owned();
+        let all = owned.all_sent_at.is_none_or(|at| at.elapsed() >= ALL_SENT_EVERY);
+        if all {
+            owned.all_sent_at = Some(Instant::now());
+        }
+        for (number, partition) in &mut owned.partitions {
+            if partition.sent < partition.finished || (all && partition.finished >= 0) {
                 offsets.add_partition_offset(&self.topic, *number, Offset::Offset(partition.finished))?;
-                partition.requested = partition.finished;
+                partition.sent = partition.finished;
             }
         }
+        drop(owned);
         if offsets.count() > 0 {
             consumer.commit(&offsets, CommitMode::Async)?;
             failpoints::sent_offsets();
@@ -111,17 +120,16 @@ impl Assignment {
         Ok(())
     }
 
-    /// Commits the offsets of what is finished, and waits for the answer.
+    /// Commits the offsets of all that is finished, and waits for the answer.
     fn commit_now(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
         let mut offsets = TopicPartitionList::new();
         for (number, partition) in &self.owned().partitions {
-            if partition.committed < partition.finished {
+            if partition.finished >= 0 {
                 offsets.add_partition_offset(&self.topic, *number, Offset::Offset(partition.finished))?;
             }
         }
         if offsets.count() > 0 {
             consumer.commit(&offsets, CommitMode::Sync)?;
-            self.acknowledged(&offsets);
         }
         Ok(())
     }
@@ -129,20 +137,6 @@ impl Assignment {
     fn not_committed(&self, error: &KafkaError) {
         self.metrics.commit_failures.inc();
         tracing::warn!(error = %error, "offsets were not committed; they will be sent again");
-        for partition in self.owned().partitions.values_mut() {
-            partition.requested = partition.committed;
-        }
-    }
-
-    fn acknowledged(&self, offsets: &TopicPartitionList) {
-        let mut owned = self.owned();
-        for element in offsets.elements() {
-            if let (Some(partition), Offset::Offset(offset)) =
-                (owned.partitions.get_mut(&element.partition()), element.offset())
-            {
-                partition.committed = partition.committed.max(offset);
-            }
-        }
     }
 
     /// Says that a batch waits: nothing more is to be read.
@@ -158,8 +152,10 @@ impl Assignment {
 
 impl ClientContext for Assignment {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if facility == "MAXPOLL" {
-            self.metrics.max_poll_exceeded.inc();
+        match facility {
+            "MAXPOLL" => self.metrics.max_poll_exceeded.inc(),
+            "COMMITFAIL" => self.metrics.commit_failures.inc(),
+            _ => {}
         }
         match level {
             RDKafkaLogLevel::Emerg
@@ -231,7 +227,7 @@ impl ConsumerContext for Assignment {
         let mut owned = self.owned();
         for element in partitions.elements() {
             owned.last_term += 1;
-            let partition = Partition { term: owned.last_term, finished: -1, requested: -1, committed: -1 };
+            let partition = Partition { term: owned.last_term, finished: -1, sent: -1 };
             owned.partitions.insert(element.partition(), partition);
         }
         drop(owned);
@@ -246,13 +242,6 @@ impl ConsumerContext for Assignment {
             .map(rdkafka::topic_partition_list::TopicPartitionListElem::partition)
             .collect();
         tracing::info!(partitions = ?list, "partitions assigned");
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        match result {
-            Ok(()) => self.acknowledged(offsets),
-            Err(error) => self.not_committed(&error),
-        }
     }
 }
 

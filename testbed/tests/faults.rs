@@ -53,7 +53,6 @@ async fn executors_that_are_hurt_in_every_way_lose_nothing_and_charge_nobody_twi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "red at times: after an instance has left, the group's offsets may stay behind what is applied until the next record comes"]
 async fn consumers_that_are_hurt_in_every_way_lose_nothing_and_apply_nothing_twice() {
     use consumer::episode::{Kind, Line, Point};
     let mut kinds: Vec<Kind> = Point::ALL.map(Kind::Kill).to_vec();
