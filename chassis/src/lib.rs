@@ -5,11 +5,13 @@
 //! ```
 //! [`config`] groups of settings, [`telemetry`] JSON logs and W3C traces, [`shutdown`] asking and waiting, [`admin`] the port with
 //! `/metrics`, `/livez` and `/readyz`, [`postgres`] pools and the one way to run a transaction, [`kafka`] client settings,
-//! [`backoff`] how long to wait before trying again.
+//! [`backoff`] how long to wait before trying again; `failpoints` where tests end a process.
 
 pub mod admin;
 pub mod backoff;
 pub mod config;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 pub mod kafka;
 pub mod postgres;
 pub mod process;

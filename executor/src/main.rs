@@ -20,7 +20,7 @@ struct Arguments {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     #[cfg(feature = "failpoints")]
-    let _failpoints = fail::FailScenario::setup();
+    let _failpoints = chassis::failpoints::FailScenario::setup();
     chassis::process::main("executor", &arguments.telemetry, |shutdown| {
         executor::execute(arguments.command, shutdown)
     })

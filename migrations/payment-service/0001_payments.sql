@@ -262,7 +262,8 @@ CREATE TRIGGER append_only_truncate BEFORE TRUNCATE ON payments.command_items
 COMMENT ON TABLE payments.command_items IS 'The records of a command. An outcome, once written, stays. REFUSED: it is in quarantine still, for this reason.';
 
 CREATE VIEW payments.command_results WITH (security_invoker = true) AS
-SELECT c.id, c.kind, c.operator, c.note, c.requested_by, c.requested_at, max(i.finished_at) AS finished_at, c.selection,
+SELECT c.id, c.kind, c.operator, c.note, c.requested_by, c.requested_at,
+       CASE WHEN count(i.*) FILTER (WHERE i.outcome IS NULL) = 0 THEN coalesce(max(i.finished_at), c.requested_at) END AS finished_at, c.selection,
        count(i.*) AS selected,
        count(i.*) FILTER (WHERE i.outcome IS NULL) AS open,
        count(i.*) FILTER (WHERE i.outcome = 'APPLIED') AS applied,

@@ -26,8 +26,6 @@ pub mod commands;
 pub mod config;
 mod dispatch;
 pub mod encode;
-#[cfg(feature = "failpoints")]
-mod failpoints;
 pub mod leadership;
 pub mod metrics;
 mod orders;
@@ -197,7 +195,7 @@ fn identity() -> String {
 /// A place where a test can end or stop the process. Nothing, unless built for that.
 fn failpoint(name: &'static str) {
     #[cfg(feature = "failpoints")]
-    failpoints::strike(name);
+    chassis::failpoints::strike(name);
     #[cfg(not(feature = "failpoints"))]
     let _ = name;
 }

@@ -25,7 +25,7 @@ struct Arguments {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     #[cfg(feature = "failpoints")]
-    let _failpoints = fail::FailScenario::setup();
+    let _failpoints = chassis::failpoints::FailScenario::setup();
     chassis::process::main("outbox-relay", &arguments.telemetry, |shutdown| {
         commands::execute(arguments.command, shutdown)
     })

@@ -163,7 +163,12 @@ impl Saver {
         let next = self.seq + 1;
         let saving = store::save(&mut self.connection, &self.signature, next, progress, &self.offsets);
         #[cfg(feature = "failpoints")]
-        let saving = crate::failpoints::struck_once_sent(saving, progress.count > 0);
+        let saving = async {
+            if progress.count == 0 {
+                return saving.await;
+            }
+            chassis::failpoints::strike_once_sent(saving, "R6").await
+        };
         saving.await?;
         self.seq = next;
         self.saved_at = Some(Instant::now());

@@ -303,7 +303,7 @@ fn start_new_partitions_at_the_beginning(
                 tracing::error!(
                     partition = element.partition(),
                     offset = low,
-                    "no offset is committed, and the partition's first records are gone: starting at the first that is left;                      `outbox-relay verify` of the results' outbox finds what was never applied"
+                    "no offset is committed, and the partition's first records are gone: starting at the first that is left; `outbox-relay verify` of the results' outbox finds what was never applied"
                 );
             }
             first.add_partition_offset(element.topic(), element.partition(), Offset::Offset(low))?;

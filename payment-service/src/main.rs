@@ -19,7 +19,7 @@ struct Cli {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     #[cfg(feature = "failpoints")]
-    let _failpoints = fail::FailScenario::setup();
+    let _failpoints = chassis::failpoints::FailScenario::setup();
     chassis::process::main("payment-service", &cli.telemetry, |shutdown| {
         commands::execute(cli.command, shutdown)
     })

@@ -72,7 +72,7 @@ pub struct Listed {
     pub copied: bool,
 }
 
-/// Unsettled records of a selection, oldest first, from row `after` on.
+/// Unsettled records of a selection, oldest first.
 pub(crate) async fn list(
     connection: &mut PgConnection,
     selection: &Selection,

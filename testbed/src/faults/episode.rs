@@ -1,12 +1,18 @@
 //! What happens in which episode: a matter of the seed alone, whatever is hurt.
 
 use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
 
 use crate::load::Random;
-use crate::proxy::Direction;
+use crate::proxy::{Direction, Proxy};
 
 /// In so many episodes each kind comes several times.
 const CHOICE: usize = 500;
+/// For a few thousand bytes to go through.
+const BYTES_LIMIT: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// One kind of fault of a family.
 pub trait FaultKind: Copy + PartialEq + fmt::Display + 'static {
@@ -44,6 +50,38 @@ impl fmt::Display for Cut {
             Cut::AfterBytes(Direction::Up) => "cut in a request",
             Cut::AfterBytes(Direction::Down) => "cut in an answer",
         })
+    }
+}
+
+impl Cut {
+    /// Does it to a connection behind this proxy: at once, after so many bytes, or for so long. When it happened, and how exactly.
+    pub(super) async fn inflict(
+        self,
+        proxy: &Proxy,
+        bytes: usize,
+        lasts: Duration,
+    ) -> Result<(Instant, String)> {
+        let (at, how) = (Instant::now(), format!("{} connections", proxy.connections()));
+        match self {
+            Cut::Reset => {
+                proxy.cut();
+                return Ok((at, how));
+            }
+            Cut::AfterBytes(direction) => {
+                proxy.cut_after(direction, bytes);
+                while proxy.cut_pending(direction) {
+                    ensure!(at.elapsed() < BYTES_LIMIT, "not enough bytes went through to cut a connection");
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                return Ok((Instant::now(), format!("after {bytes} bytes")));
+            }
+            Cut::Refused => proxy.refuse(),
+            Cut::Stalled => Direction::BOTH.iter().for_each(|way| proxy.stall(*way)),
+            Cut::OneWay(direction) => proxy.stall(direction),
+        }
+        tokio::time::sleep(lasts).await;
+        proxy.heal();
+        Ok((at, format!("{how} for {:.1} s", lasts.as_secs_f64())))
     }
 }
 

@@ -10,14 +10,16 @@ use super::super::episode::Cut;
 use super::episode::{Kind, Line, Point};
 use super::rig::Rig;
 use crate::load::Random;
-use crate::proxy::{Direction, Moment, Proxy};
+use crate::proxy::{Moment, Proxy};
 
 /// A point that is not reached is tried again so often.
 const TRIES: usize = 2;
 /// For a point to be reached: the instance starts, joins the group, and has a few batches of its own.
 const HIT_LIMIT: Duration = Duration::from_secs(12);
-/// For a few thousand bytes to go through, or for a COMMIT.
-const BYTES_LIMIT: Duration = Duration::from_secs(30);
+/// A connection that is cut in a message is so within so many bytes.
+const CUT_WITHIN_BYTES: usize = 6_000;
+/// For a COMMIT to go through.
+const COMMIT_LIMIT: Duration = Duration::from_secs(30);
 /// For a result to be on its way.
 const OCCASION_LIMIT: Duration = Duration::from_secs(10);
 /// The group gives an instance up of which it has heard nothing for 6 s.
@@ -262,7 +264,7 @@ async fn cut_commit(rig: &mut Rig, moment: Moment, random: &mut Random) -> Resul
     rig.seats[seat].database.cut_around(COMMIT, moment);
     let begun = Instant::now();
     while !rig.seats[seat].database.has_cut_around() {
-        ensure!(begun.elapsed() < BYTES_LIMIT, "no COMMIT went through");
+        ensure!(begun.elapsed() < COMMIT_LIMIT, "no COMMIT went through");
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let (at, in_flight) = (Instant::now(), rig.in_flight().await);
@@ -281,31 +283,9 @@ async fn cut_lines(rig: &mut Rig, line: Line, cut: Cut, random: &mut Random) -> 
         Line::Database => &seat.database,
         Line::Broker => &seat.broker,
     };
-    let at = Instant::now();
-    let how = format!("{} connections", proxy.connections());
-    match cut {
-        Cut::Reset => {
-            proxy.cut();
-            return Ok(Fault { at, in_flight, how });
-        }
-        Cut::AfterBytes(direction) => {
-            let bytes = random.below(6_000);
-            proxy.cut_after(direction, bytes);
-            let begun = Instant::now();
-            while proxy.cut_pending(direction) {
-                ensure!(begun.elapsed() < BYTES_LIMIT, "not enough bytes went through to cut a connection");
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-            return Ok(Fault { at: Instant::now(), in_flight, how: format!("after {bytes} bytes") });
-        }
-        Cut::Refused => proxy.refuse(),
-        Cut::Stalled => Direction::BOTH.iter().for_each(|way| proxy.stall(*way)),
-        Cut::OneWay(direction) => proxy.stall(direction),
-    }
     // Now and then for longer than the group waits for a member.
     let most = if random.below(3) == 0 { 9_000 } else { 1_800 };
     let lasts = Duration::from_millis(300) + random.milliseconds(most);
-    tokio::time::sleep(lasts).await;
-    proxy.heal();
-    Ok(Fault { at, in_flight, how: format!("{how} for {:.1} s", lasts.as_secs_f64()) })
+    let (at, how) = cut.inflict(proxy, random.below(CUT_WITHIN_BYTES), lasts).await?;
+    Ok(Fault { at, in_flight, how })
 }

@@ -11,14 +11,14 @@ use super::episode::{Kind, Line, Point};
 use super::plan::{LEASE, PSP_TIMEOUT};
 use super::rig::{Rig, SEATS};
 use crate::load::Random;
-use crate::proxy::{Direction, Proxy};
+use crate::proxy::Proxy;
 
 /// A point that is not reached is tried again so often.
 const TRIES: usize = 2;
 /// For a point to be reached: a few orders of the armed executor's own.
 const HIT_LIMIT: Duration = Duration::from_secs(10);
-/// For a few thousand bytes to go through.
-const BYTES_LIMIT: Duration = Duration::from_secs(30);
+/// A connection that is cut in a message is so within so many bytes.
+const CUT_WITHIN_BYTES: usize = 6_000;
 /// For a call to be open.
 const OCCASION_LIMIT: Duration = Duration::from_secs(10);
 /// Longer than the server keeps a transaction of a silent session.
@@ -193,29 +193,7 @@ async fn cut_lines(rig: &mut Rig, line: Line, cut: Cut, random: &mut Random) -> 
         Line::Broker => &seat.broker,
         Line::Psp => &seat.psp,
     };
-    let at = Instant::now();
-    let how = format!("{} connections", proxy.connections());
-    match cut {
-        Cut::Reset => {
-            proxy.cut();
-            return Ok(Fault { at, open_calls, how });
-        }
-        Cut::AfterBytes(direction) => {
-            let bytes = random.below(6_000);
-            proxy.cut_after(direction, bytes);
-            let begun = Instant::now();
-            while proxy.cut_pending(direction) {
-                ensure!(begun.elapsed() < BYTES_LIMIT, "not enough bytes went through to cut a connection");
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-            return Ok(Fault { at: Instant::now(), open_calls, how: format!("after {bytes} bytes") });
-        }
-        Cut::Refused => proxy.refuse(),
-        Cut::Stalled => Direction::BOTH.iter().for_each(|way| proxy.stall(*way)),
-        Cut::OneWay(direction) => proxy.stall(direction),
-    }
     let lasts = Duration::from_millis(300) + random.milliseconds(1_800);
-    tokio::time::sleep(lasts).await;
-    proxy.heal();
-    Ok(Fault { at, open_calls, how: format!("{how} for {:.1} s", lasts.as_secs_f64()) })
+    let (at, how) = cut.inflict(proxy, random.below(CUT_WITHIN_BYTES), lasts).await?;
+    Ok(Fault { at, open_calls, how })
 }
