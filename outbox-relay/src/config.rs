@@ -59,7 +59,7 @@ pub struct RunConfig {
     #[arg(long, env = "EVENT_SOURCE", default_value = "/outbox")]
     pub source: String,
     /// Most rows read at once.
-    #[arg(long, env = "PAGE_ROWS", default_value_t = 5_000, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+    #[arg(long, env = "PAGE_ROWS", default_value_t = 20_000, value_parser = clap::value_parser!(i64).range(1..=100_000))]
     pub page_rows: i64,
     /// Most bytes of payloads read at once, in KiB. A single larger event is read all the same.
     #[arg(long, env = "PAGE_MAX_KIB", default_value_t = 8_192, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]

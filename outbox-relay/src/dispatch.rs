@@ -352,7 +352,6 @@ fn parking(record: &Record<'_>, reason: Option<String>) -> Parking {
         event_id: record.event_id,
         event_type: record.event_type.to_owned(),
         aggregate_id: record.aggregate_id.to_owned(),
-        slot: record.slot,
         reason,
     }
 }

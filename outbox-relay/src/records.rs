@@ -24,7 +24,6 @@ struct Packed {
     id: i64,
     event_id: Uuid,
     created_at: OffsetDateTime,
-    slot: i16,
     event_type: usize,
     aggregate_id: Range<usize>,
     traceparent: Option<Range<usize>>,
@@ -50,8 +49,6 @@ pub struct Record<'a> {
     pub tracestate: Option<&'a str>,
     /// When it was appended.
     pub created_at: OffsetDateTime,
-    /// Leaf of the ring that it lies in.
-    pub slot: i16,
     /// The Avro body, or why there is none.
     pub body: Result<&'a [u8], &'a str>,
 }
@@ -73,7 +70,6 @@ impl Records {
             id: row.id,
             event_id: row.event_id,
             created_at: row.created_at,
-            slot: row.slot,
             event_type,
             aggregate_id: self.keep(row.aggregate_id),
             traceparent: row.traceparent.map(|trace| self.keep(trace)),
@@ -126,7 +122,6 @@ impl Records {
             traceparent: packed.traceparent.as_ref().map(text),
             tracestate: packed.tracestate.as_ref().map(text),
             created_at: packed.created_at,
-            slot: packed.slot,
             body: match &packed.body {
                 Ok(range) => Ok(&self.bodies[range.clone()]),
                 Err(range) => Err(text(range)),

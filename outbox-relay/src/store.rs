@@ -36,14 +36,12 @@ pub struct OutboxRow<'a> {
     pub tracestate: Option<&'a str>,
     /// When it was appended.
     pub created_at: OffsetDateTime,
-    /// Leaf of the ring that it lies in.
-    pub slot: i16,
 }
 
 /// The columns of an [`OutboxRow`], in their order.
 macro_rules! outbox_row_columns {
     () => {
-        "e.id, e.event_id, e.event_type, e.aggregate_id, e.payload, e.traceparent, e.tracestate, e.created_at, e.slot"
+        "e.id, e.event_id, e.event_type, e.aggregate_id, e.payload, e.traceparent, e.tracestate, e.created_at"
     };
 }
 pub(crate) use outbox_row_columns;
@@ -60,7 +58,6 @@ fn outbox_row(row: &PgRow) -> Result<OutboxRow<'_>, sqlx::Error> {
         traceparent: row.try_get_unchecked(5)?,
         tracestate: row.try_get_unchecked(6)?,
         created_at: row.try_get_unchecked(7)?,
-        slot: row.try_get_unchecked(8)?,
     })
 }
 
@@ -243,12 +240,47 @@ pub struct PageEnd {
     pub more: bool,
 }
 
+/// From the floor on: along the primary key; the test against `window_from` is no condition that an index could serve, on purpose: with
+/// `xid >= ...` a planner with old statistics sorts the whole backlog for every page. The snapshots are sub-selects so that each is
+/// parsed once, not once per row.
+macro_rules! new_rows {
+    () => {
+        concat!(
+            "SELECT ",
+            outbox_row_columns!(),
+            "
+             FROM outbox.events e
+             WHERE e.id > $4 AND e.id >= $3
+               AND NOT pg_visible_in_snapshot(e.xid, (SELECT $1::pg_snapshot))
+               AND pg_visible_in_snapshot(e.xid, (SELECT $2::pg_snapshot))
+             ORDER BY e.id LIMIT $5"
+        )
+    };
+}
+
+/// A window behind a snapshot at which nothing was running, as most are: nothing can be late.
+const NEW_ROWS: &str = new_rows!();
+
+/// Below the floor: per late transaction along the index (xid, id).
+const LATE_AND_NEW_ROWS: &str = concat!(
+    "(SELECT late.*
+      FROM pg_snapshot_xip($1::pg_snapshot) AS running(xid)
+      CROSS JOIN LATERAL (
+          SELECT ",
+    outbox_row_columns!(),
+    "
+          FROM outbox.events e
+          WHERE e.xid = running.xid AND e.id > $4 AND e.id < coalesce($3, 9223372036854775807)
+            AND pg_visible_in_snapshot(e.xid, (SELECT $2::pg_snapshot))
+          ORDER BY e.id LIMIT $5
+      ) AS late)
+     UNION ALL (",
+    new_rows!(),
+    ") ORDER BY id LIMIT $5"
+);
+
 /// Gives `take` the next rows of a window, in id order: at most `rows_max`, and payloads of at most `bytes_max`, unless a single one is
 /// larger.
-///
-/// Below the floor: per late transaction along the index (xid, id). From the floor on: along the primary key; the test against
-/// `window_from` is no condition that an index could serve, on purpose: with `xid >= ...` a planner with old statistics sorts the whole
-/// backlog for every page. The snapshots are sub-selects so that each is parsed once, not once per row.
 pub async fn page(
     connection: &mut PgConnection,
     cursor: &Cursor,
@@ -256,29 +288,7 @@ pub async fn page(
     bytes_max: usize,
     mut take: impl FnMut(&OutboxRow<'_>),
 ) -> Result<PageEnd, sqlx::Error> {
-    let query = sqlx::query(concat!(
-        "(SELECT late.*
-          FROM pg_snapshot_xip($1::pg_snapshot) AS running(xid)
-          CROSS JOIN LATERAL (
-              SELECT ",
-        outbox_row_columns!(),
-        "
-              FROM outbox.events e
-              WHERE e.xid = running.xid AND e.id > $4 AND e.id < coalesce($3, 9223372036854775807)
-                AND pg_visible_in_snapshot(e.xid, (SELECT $2::pg_snapshot))
-              ORDER BY e.id LIMIT $5
-          ) AS late)
-         UNION ALL
-         (SELECT ",
-        outbox_row_columns!(),
-        "
-          FROM outbox.events e
-          WHERE e.id > $4 AND e.id >= $3
-            AND NOT pg_visible_in_snapshot(e.xid, (SELECT $1::pg_snapshot))
-            AND pg_visible_in_snapshot(e.xid, (SELECT $2::pg_snapshot))
-          ORDER BY e.id LIMIT $5)
-         ORDER BY id LIMIT $5",
-    ));
+    let query = sqlx::query(if cursor.from.in_progress.is_empty() { NEW_ROWS } else { LATE_AND_NEW_ROWS });
     let mut answer = query
         .bind(cursor.from.to_string())
         .bind(cursor.to.to_string())

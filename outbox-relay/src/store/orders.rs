@@ -20,13 +20,14 @@ pub struct Parking {
     pub event_type: String,
     /// Its key, which is held from now on.
     pub aggregate_id: String,
-    /// Leaf of the ring, which is kept as long as the row is parked.
-    pub slot: i16,
     /// What is wrong with it; None: held behind another event of its key.
     pub reason: Option<String>,
 }
 
 /// Writes parkings. A row that is parked already stays as it is.
+///
+/// The leaf of the ring, which is kept as long as the row is parked, is looked up here: every page would have to carry it for the few
+/// rows that are parked.
 pub(super) async fn park(
     connection: &mut PgConnection,
     relay: &str,
@@ -38,7 +39,8 @@ pub(super) async fn park(
     let column = |of: fn(&Parking) -> String| parkings.iter().map(of).collect::<Vec<_>>();
     sqlx::query(
         "INSERT INTO outbox.parked (relay, id, event_id, event_type, aggregate_id, slot, reason)
-         SELECT $1, p.* FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::smallint[], $7::text[]) AS p
+         SELECT $1, p.id, p.event_id, p.event_type, p.aggregate_id, (SELECT e.slot FROM outbox.events e WHERE e.id = p.id), p.reason
+         FROM unnest($2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::text[]) AS p (id, event_id, event_type, aggregate_id, reason)
          ON CONFLICT (relay, id) DO NOTHING",
     )
     .bind(relay)
@@ -46,7 +48,6 @@ pub(super) async fn park(
     .bind(parkings.iter().map(|row| row.event_id).collect::<Vec<_>>())
     .bind(column(|row| row.event_type.clone()))
     .bind(column(|row| row.aggregate_id.clone()))
-    .bind(parkings.iter().map(|row| row.slot).collect::<Vec<_>>())
     .bind(parkings.iter().map(|row| row.reason.clone()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
