@@ -4,12 +4,13 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use chassis::{
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use crate::{
     backoff::Backoff,
     postgres::{Disposition, disposition},
     shutdown::Shutdown,
 };
-use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// Most items of one group.
 const GROUP_MAX: usize = 128;
@@ -31,13 +32,28 @@ impl<T, R> Clone for Group<T, R> {
 #[derive(Debug)]
 struct Entry<T, R> {
     item: T,
-    reply: oneshot::Sender<R>,
+    reply: oneshot::Sender<Result<R, Arc<sqlx::Error>>>,
 }
 
-/// The item was not written, and will not be: the reason is in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not written")]
-pub struct NotWritten;
+/// What is done while the database is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It is waited for, without end: what is to be written may be an answer that exists nowhere else.
+    Endless,
+    /// Whoever wanted to write is told, and may come again.
+    None,
+}
+
+/// The item was not written, as far as is known.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NotWritten {
+    /// The database's reason.
+    #[error(transparent)]
+    Database(Arc<sqlx::Error>),
+    /// The writer has ended.
+    #[error("the writer has ended")]
+    Ended,
+}
 
 impl<T, R> Group<T, R>
 where
@@ -46,9 +62,15 @@ where
 {
     /// Starts `workers` that write groups with `write`, which returns one result per item, in their order.
     ///
-    /// A database that is away is waited for, without end: what is here may be an answer that exists nowhere else. A group that the
-    /// database refuses is written item by item, so that one cannot spoil the others.
-    pub fn start<W, F>(name: &'static str, workers: usize, shutdown: &Shutdown, write: W) -> Self
+    /// A group that the database refuses, or that has to wait for somebody else's lock for too long, is written item by item, so that one
+    /// cannot spoil the others.
+    pub fn start<W, F>(
+        name: &'static str,
+        workers: usize,
+        patience: Patience,
+        shutdown: &Shutdown,
+        write: W,
+    ) -> Self
     where
         W: Fn(Vec<T>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Vec<R>, sqlx::Error>> + Send,
@@ -58,73 +80,98 @@ where
         for _ in 0..workers {
             let (entries, write) = (Arc::clone(&entries), Arc::clone(&write));
             shutdown.spawn(name, async move {
-                work(name, &entries, &*write).await;
+                let writer = Writer { name, patience, write: &*write };
+                writer.work(&entries).await;
                 Ok(())
             });
         }
         Self { queue }
     }
 
-    /// Writes one item; returns when it is committed.
+    /// Writes one item; returns when it is committed. Dropping the caller does not take the item back.
     pub async fn write(&self, item: T) -> Result<R, NotWritten> {
         let (reply, written) = oneshot::channel();
-        self.queue.send(Entry { item, reply }).await.map_err(|_| NotWritten)?;
-        written.await.map_err(|_| NotWritten)
+        self.queue.send(Entry { item, reply }).await.map_err(|_| NotWritten::Ended)?;
+        written.await.map_err(|_| NotWritten::Ended)?.map_err(NotWritten::Database)
     }
 }
 
-async fn work<T, R, W, F>(name: &'static str, entries: &Mutex<mpsc::Receiver<Entry<T, R>>>, write: &W)
-where
-    T: Clone,
-    W: Fn(Vec<T>) -> F,
-    F: Future<Output = Result<Vec<R>, sqlx::Error>>,
-{
-    let mut group = Vec::with_capacity(GROUP_MAX);
-    while entries.lock().await.recv_many(&mut group, GROUP_MAX).await > 0 {
-        let items = |group: &[Entry<T, R>]| group.iter().map(|entry| entry.item.clone()).collect::<Vec<_>>();
-        match persist(name, write, items(&group)).await {
-            Ok(results) => reply(group.drain(..), results),
-            Err(_) if group.len() > 1 => {
-                for entry in group.drain(..) {
-                    if let Ok(results) = persist(name, write, vec![entry.item.clone()]).await {
-                        reply(std::iter::once(entry), results);
+struct Writer<'a, W> {
+    name: &'static str,
+    patience: Patience,
+    write: &'a W,
+}
+
+impl<W> Writer<'_, W> {
+    async fn work<T, R, F>(&self, entries: &Mutex<mpsc::Receiver<Entry<T, R>>>)
+    where
+        T: Clone,
+        W: Fn(Vec<T>) -> F,
+        F: Future<Output = Result<Vec<R>, sqlx::Error>>,
+    {
+        let mut group = Vec::with_capacity(GROUP_MAX);
+        while entries.lock().await.recv_many(&mut group, GROUP_MAX).await > 0 {
+            let items = group.iter().map(|entry| entry.item.clone()).collect();
+            match self.persist(items).await {
+                Ok(results) => reply(group.drain(..), results.into_iter().map(Ok)),
+                Err(error) if group.len() > 1 && may_be_of_one(&error) => {
+                    for entry in group.drain(..) {
+                        let result = self.persist(vec![entry.item.clone()]).await.map_err(Arc::new);
+                        let result = result.map(|results| results.into_iter().next());
+                        reply(std::iter::once(entry), result.transpose());
                     }
                 }
+                Err(error) => {
+                    let error = Arc::new(error);
+                    reply(group.drain(..), std::iter::repeat_with(|| Err(Arc::clone(&error))));
+                }
             }
-            // Dropping the entry tells its caller.
-            Err(_) => group.clear(),
+        }
+    }
+
+    /// Writes until the database has said yes or no, if there is patience.
+    async fn persist<T, R, F>(&self, items: Vec<T>) -> Result<Vec<R>, sqlx::Error>
+    where
+        T: Clone,
+        W: Fn(Vec<T>) -> F,
+        F: Future<Output = Result<Vec<R>, sqlx::Error>>,
+    {
+        let writer = self.name;
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+        loop {
+            match (self.write)(items.clone()).await {
+                Err(error) if disposition(&error) == Disposition::Wait => {
+                    if self.patience == Patience::None {
+                        return Err(error);
+                    }
+                    let delay = backoff.next_delay();
+                    tracing::warn!(writer, %error, delay_ms = delay.as_millis(), "the database is away; writing again");
+                    tokio::time::sleep(delay).await;
+                }
+                Err(error) => {
+                    tracing::error!(writer, %error, items = items.len(), "the database refused to write");
+                    return Err(error);
+                }
+                Ok(results) => return Ok(results),
+            }
         }
     }
 }
 
-fn reply<T, R>(entries: impl Iterator<Item = Entry<T, R>>, results: Vec<R>) {
+/// Whether a single item may have been the reason. A database that is away is away for all.
+fn may_be_of_one(error: &sqlx::Error) -> bool {
+    let waited_for_a_lock =
+        error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"));
+    waited_for_a_lock || disposition(error) != Disposition::Wait
+}
+
+fn reply<T, R>(
+    entries: impl Iterator<Item = Entry<T, R>>,
+    results: impl IntoIterator<Item = Result<R, Arc<sqlx::Error>>>,
+) {
     for (entry, result) in entries.zip(results) {
         // A caller that has gone does not need it.
         entry.reply.send(result).ok();
-    }
-}
-
-/// Writes until the database has said yes or no.
-async fn persist<T, R, W, F>(name: &'static str, write: &W, items: Vec<T>) -> Result<Vec<R>, sqlx::Error>
-where
-    T: Clone,
-    W: Fn(Vec<T>) -> F,
-    F: Future<Output = Result<Vec<R>, sqlx::Error>>,
-{
-    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
-    loop {
-        match write(items.clone()).await {
-            Err(error) if disposition(&error) == Disposition::Wait => {
-                let delay = backoff.next_delay();
-                tracing::warn!(writer = name, %error, delay_ms = delay.as_millis(), "the database is away; writing again");
-                tokio::time::sleep(delay).await;
-            }
-            Err(error) => {
-                tracing::error!(writer = name, %error, items = items.len(), "the database refused to write");
-                return Err(error);
-            }
-            Ok(results) => return Ok(results),
-        }
     }
 }
 
@@ -142,7 +189,7 @@ mod tests {
     async fn each_caller_gets_its_own_result_and_a_refused_item_spoils_no_other() {
         let groups = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&groups);
-        let group = Group::start("test", 2, &Shutdown::new(), move |items: Vec<u32>| {
+        let group = Group::start("test", 2, Patience::Endless, &Shutdown::new(), move |items: Vec<u32>| {
             counted.fetch_add(1, Ordering::Relaxed);
             async move {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -155,7 +202,7 @@ mod tests {
         });
         let all = futures::future::join_all((0..100).map(|item| group.write(item))).await;
         for (item, result) in (0..100).zip(all) {
-            assert_eq!(result, if item == 13 { Err(NotWritten) } else { Ok(item * 2) });
+            assert_eq!(result.ok(), (item != 13).then_some(item * 2));
         }
         assert!(groups.load(Ordering::Relaxed) < 150, "groups of more than one");
     }
@@ -164,11 +211,27 @@ mod tests {
     async fn a_database_that_is_away_is_waited_for() {
         let tries = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&tries);
-        let group = Group::start("test", 1, &Shutdown::new(), move |items: Vec<u32>| {
+        let group = Group::start("test", 1, Patience::Endless, &Shutdown::new(), move |items: Vec<u32>| {
             let away = counted.fetch_add(1, Ordering::Relaxed) < 2;
             async move { if away { Err(sqlx::Error::PoolTimedOut) } else { Ok(items) } }
         });
-        assert_eq!(group.write(7).await, Ok(7));
+        assert_eq!(group.write(7).await.unwrap(), 7);
         assert_eq!(tries.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn without_patience_everybody_is_told_at_once() {
+        let tries = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&tries);
+        let group = Group::start("test", 1, Patience::None, &Shutdown::new(), move |_: Vec<u32>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move { Err::<Vec<u32>, _>(sqlx::Error::PoolTimedOut) }
+        });
+        let all = futures::future::join_all((0..10).map(|item| group.write(item))).await;
+        assert!(all.iter().all(|result| matches!(result, Err(NotWritten::Database(_)))), "{all:?}");
+        assert!(
+            tries.load(Ordering::Relaxed) <= 2,
+            "one by one, a database that is away would be asked ten times"
+        );
     }
 }

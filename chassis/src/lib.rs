@@ -5,15 +5,21 @@
 //! ```
 //! [`config`] groups of settings, [`telemetry`] JSON logs and W3C traces, [`shutdown`] asking and waiting, [`admin`] the port with
 //! `/metrics`, `/livez` and `/readyz`, [`postgres`] pools and the one way to run a transaction, [`kafka`] client settings,
-//! [`backoff`] how long to wait before trying again; `failpoints` where tests end a process.
+//! [`group`] writing in groups, [`backoff`] how long to wait before trying again; `failpoints` where tests end a process.
 
 pub mod admin;
 pub mod backoff;
 pub mod config;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
+pub mod group;
 pub mod kafka;
 pub mod postgres;
 pub mod process;
 pub mod shutdown;
 pub mod telemetry;
+
+/// Whatever is read from a socket on one thread is freed on another, in Rust and within librdkafka: the system's allocator spends as much on
+/// that as the work itself takes. This one stands in for both, in every process of ours (`docs/performance.md`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

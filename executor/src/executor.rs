@@ -25,6 +25,7 @@ use std::{
 use anyhow::Context as _;
 use chassis::{
     backoff::Backoff,
+    group::{Group, Patience},
     postgres::{Disposition, disposition, transaction},
     shutdown::Shutdown,
 };
@@ -41,7 +42,6 @@ use crate::{
     config::{Config, LEASE_MARGIN},
     course::{self, Next, Situation},
     failpoints,
-    group::{Group, NotWritten},
     lane::{Lane, Lanes},
     metrics::Metrics,
     psp::{Answer, Call, Psps, Verdict},
@@ -104,12 +104,13 @@ impl Executor {
         let lanes = Arc::new(Lane::all(config, psps, &metrics, &shutdown));
         let (lease, psp_timeout) = (config.lease(), config.psp_timeout);
         let (needed, to_advance) = (psp_timeout + LEASE_MARGIN, pool.clone());
-        let advances = Group::start("attempts", WRITERS, &shutdown, move |group: Vec<Advance>| {
-            let pool = to_advance.clone();
-            async move { store::advance(&pool, lease, needed, psp_timeout, &group).await }
-        });
+        let advances =
+            Group::start("attempts", WRITERS, Patience::Endless, &shutdown, move |group: Vec<Advance>| {
+                let pool = to_advance.clone();
+                async move { store::advance(&pool, lease, needed, psp_timeout, &group).await }
+            });
         let (ladder, to_record) = (record::Ladder::of(config), pool.clone());
-        let findings = Group::start("results", WRITERS, &shutdown, move |group| {
+        let findings = Group::start("results", WRITERS, Patience::Endless, &shutdown, move |group| {
             record::record(to_record.clone(), ladder.clone(), group)
         });
         let clock = config.clock.clone();
@@ -359,8 +360,8 @@ impl Executor {
                 let state = state.as_str();
                 tracing::info!(trace_id, %payment_order_id, psp_reference = reference, state, "nothing new to record");
             }
-            Err(NotWritten) => {
-                tracing::error!(trace_id, %payment_order_id, psp_reference = reference, "result not recorded; the PSP will be asked");
+            Err(reason) => {
+                tracing::error!(trace_id, %payment_order_id, psp_reference = reference, %reason, "result not recorded; the PSP will be asked");
             }
         }
     }

@@ -9,7 +9,7 @@
 //! ```
 //! [`intake`] reads [`request`]s from the topic; [`executor`] claims orders and calls the PSP by the rules of [`course`], in one
 //! [`lane`] per PSP with a [`breaker`]; [`resolver`] takes up what was left in doubt; [`webhooks`] takes in what PSPs tell by themselves;
-//! [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`group`] the group commit, [`clock`] what
+//! [`record`] is the one way in for results. [`psp`] holds the adapters, [`store`] all SQL, [`clock`] what
 //! time it is.
 //!
 //! What happens if the process dies
@@ -30,7 +30,6 @@ pub mod config;
 pub mod course;
 pub mod executor;
 mod failpoints;
-pub mod group;
 pub mod intake;
 pub mod lane;
 pub mod metrics;

@@ -6,11 +6,6 @@ use chassis::config::TelemetryConfig;
 use clap::Parser;
 use outbox_relay::{commands, config::Command};
 
-/// Every event is allocated on one thread and freed on another, in Rust and within librdkafka: the system's allocator spends as
-/// much on that as encoding takes. This one stands in for both (`docs/performance.md`).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Publishes the events of a transactional outbox to Kafka, in order, at least once.
 #[derive(Parser, Debug)]
 #[command(version)]

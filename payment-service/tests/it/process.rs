@@ -72,6 +72,30 @@ async fn asked_to_stop_while_the_database_does_not_answer_it_stops_all_the_same(
 }
 
 #[tokio::test]
+async fn asked_to_stop_in_the_middle_of_a_backlog_it_finishes_its_batch_and_no_more() {
+    let world = World::new().await;
+    let orders = world.orders(6_000).await;
+    let events: Vec<_> = orders.iter().map(|order| result(*order, "SUCCESSFUL")).collect();
+    world.send_all(&events).await;
+    let child = spawn(&world, &["--batch-max", "20"]);
+    while world.count(TRANSITIONS).await < 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    terminate(&child);
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    let output = tokio::time::timeout(Duration::from_secs(10), ended).await.expect("within 10 s").unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let applied = world.count(TRANSITIONS).await;
+    assert!(applied < 6_000, "there was no backlog any more");
+    assert_eq!(world.committed().await, applied, "the next owner begins where this one ended");
+
+    let service = world.start(&[]).await;
+    world.until(TRANSITIONS, 6_000).await;
+    service.stop().await;
+    assert_eq!((world.applied_twice().await, world.committed().await), (0, 6_000));
+}
+
+#[tokio::test]
 async fn a_taken_port_ends_it_with_an_error() {
     let world = World::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
