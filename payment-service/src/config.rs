@@ -1,12 +1,13 @@
 //! Settings. Each is a flag and an environment variable; its comment is its help.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
+
+use crate::tokens::Role;
 
 /// Settings of `payment-service run`.
 #[derive(Args, Clone, Debug)]
@@ -26,15 +27,6 @@ pub struct Config {
     /// Address of the API.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Who may use the API: `caller:token`, separated by commas. A caller may have several tokens, so that one can be replaced.
-    #[arg(
-        long = "api-token",
-        env = "API_TOKENS",
-        value_delimiter = ',',
-        required = true,
-        hide_env_values = true
-    )]
-    pub api_tokens: Vec<ApiToken>,
     /// Longest time that the API works on one request.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "8s")]
     pub request_timeout: humantime::Duration,
@@ -181,12 +173,80 @@ pub struct OrderConfig {
     pub wait: humantime::Duration,
 }
 
+/// `payment-service token …`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it, once: the database keeps its hash.
+    Create(TokenCreateConfig),
+    /// Show whose tokens there are, oldest first.
+    List(TokenListConfig),
+    /// Revoke a token, or all of a caller.
+    Revoke(TokenRevokeConfig),
+}
+
+/// Settings of `payment-service token create`.
+#[derive(Args, Clone, Debug)]
+pub struct TokenCreateConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// Whose token it is: 1 to 64 of the characters A-Z a-z 0-9 - _ . A caller may have several, so that one can be replaced.
+    #[arg(long, value_parser = caller)]
+    pub caller: String,
+    /// What it may do.
+    #[arg(long)]
+    pub role: Role,
+    /// Your name, for the audit; otherwise the database's role stands for it.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+}
+
+/// Settings of `payment-service token list`.
+#[derive(Args, Clone, Debug)]
+pub struct TokenListConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// Those of this caller alone.
+    #[arg(long)]
+    pub caller: Option<String>,
+    /// Most tokens that are shown.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+    pub limit: i64,
+}
+
+/// Settings of `payment-service token revoke`.
+#[derive(Args, Clone, Debug)]
+pub struct TokenRevokeConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// The token of this number, see `token list`.
+    #[arg(long, value_name = "TOKEN_ID", required_unless_present = "caller")]
+    pub id: Option<i64>,
+    /// All tokens of this caller.
+    #[arg(long, conflicts_with = "id")]
+    pub caller: Option<String>,
+    /// Your name, for the audit; otherwise the database's role stands for it.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+}
+
 /// Settings of `payment-service verify-audit`.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyAuditConfig {
     /// Where, and how to answer. A role that may read is enough.
     #[command(flatten)]
     pub common: OperatorConfig,
+}
+
+/// What a caller may be called. No slash: payment order ids are made of `caller/Idempotency-Key/try`, which must be read in one way only.
+fn caller(text: &str) -> Result<String, String> {
+    let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 64 || !text.chars().all(letters) {
+        return Err("a caller has 1 to 64 of the characters A-Z a-z 0-9 - _ .".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Half of the shortest time for which a PSP remembers an idempotency key (Stripe: 24 hours): room for clocks that differ, and for the
@@ -202,36 +262,6 @@ fn order_lifetime(text: &str) -> Result<humantime::Duration, String> {
         return Err("more than 12h: PSPs forget idempotency keys after 24h, and what is begun then may be a second charge".to_owned());
     }
     Ok(lifetime)
-}
-
-/// A caller of the API and the hash of a token. The token itself is forgotten as soon as it is read.
-#[derive(Clone)]
-pub struct ApiToken {
-    pub(crate) caller: String,
-    pub(crate) token_sha256: [u8; 32],
-}
-
-impl FromStr for ApiToken {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (caller, token) = text.split_once(':').ok_or("expected caller:token")?;
-        let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        // No slash: payment order ids are made of `caller/Idempotency-Key/try`, which must be read in one way only.
-        if caller.is_empty() || caller.len() > 64 || !caller.chars().all(letters) {
-            return Err("a caller has 1 to 64 of the characters A-Z a-z 0-9 - _ .".to_owned());
-        }
-        if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("a token has at least one character, all of them visible ASCII".to_owned());
-        }
-        Ok(Self { caller: caller.to_owned(), token_sha256: Sha256::digest(token).into() })
-    }
-}
-
-impl std::fmt::Debug for ApiToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:[set]", self.caller)
-    }
 }
 
 #[cfg(test)]
@@ -260,12 +290,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_read_and_never_printed() {
-        let token: ApiToken = "shop-1:s3cret:with:colons".parse().unwrap();
-        assert_eq!(format!("{token:?}"), "shop-1:[set]");
-        assert_eq!(token.token_sha256, <[u8; 32]>::from(Sha256::digest("s3cret:with:colons")));
-        for wrong in ["", "shop", ":token", "shop:", "a/b:token", "shop:with space", "shöp:token"] {
-            assert!(wrong.parse::<ApiToken>().is_err(), "{wrong:?}");
+    fn a_caller_is_a_plain_word() {
+        for (name, fits) in
+            [("shop-1", true), ("a.b_c", true), ("", false), ("a/b", false), ("shöp", false), ("a b", false)]
+        {
+            assert_eq!(caller(name).is_ok(), fits, "{name:?}");
         }
+        assert!(caller(&"x".repeat(64)).is_ok() && caller(&"x".repeat(65)).is_err());
     }
 }

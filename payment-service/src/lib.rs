@@ -50,6 +50,7 @@ pub mod processing;
 mod quarantine;
 pub mod request;
 mod store;
+pub mod tokens;
 mod watchdog;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -103,7 +104,6 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
 
     let pool = chassis::postgres::pool(&config.postgres, "payment-service")?;
     let settings = ApiSettings {
-        tokens: config.api_tokens.clone(),
         order_lifetime: config.order_lifetime.into(),
         request_timeout: config.request_timeout.into(),
         requests_max: config.requests_max,

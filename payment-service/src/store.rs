@@ -1,10 +1,11 @@
 //! All SQL of this process and nothing else: here what the API needs, in [`results`] what applying results needs, and beside it what
-//! the quarantine, its operators and the audit need.
+//! the quarantine, its operators, the audit and the tokens need.
 
 pub(crate) mod audit;
 pub(crate) mod commands;
 pub(crate) mod quarantine;
 pub(crate) mod results;
+pub(crate) mod tokens;
 
 use serde::Serialize;
 use serde_json::Value;

@@ -99,6 +99,8 @@ const GRANTED: &[Granted] = &[
     ),
     granted("payment_service", "commands", READS, &[]),
     granted("payment_service", "command_items", READS, &["outcome", "reason", "finished_at"]),
+    granted("payment_service", "api_tokens", READS, &[]),
+    granted("operator", "api_tokens", READS, &[]),
     granted("operator", "payments", READS, &[]),
     granted("operator", "payment_orders", READS, &[]),
     granted("operator", "payment_order_transitions", READS, &[]),
@@ -200,7 +202,8 @@ async fn every_function_is_refused_unless_it_is_granted_here() {
                 .fetch_one(&world.pool)
                 .await
                 .unwrap();
-            let granted = role == "operator" && ["request", "selected"].contains(&name.as_str());
+            let operators = ["request", "selected", "create_token", "revoke_tokens"];
+            let granted = role == "operator" && operators.contains(&name.as_str());
             assert_eq!(may, granted, "{role}: {function}");
         }
     }

@@ -10,4 +10,5 @@ mod offsets;
 mod process;
 mod quarantine;
 mod sqlstates;
+mod tokens;
 mod world;

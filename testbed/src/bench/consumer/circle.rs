@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::super::costs::{cpu_seconds, cpu_seconds_with_children};
 use super::super::drain::terminate;
-use super::super::site::{API_TOKEN, Site};
+use super::super::site::Site;
 use crate::load::{Load, Mixture, Progress};
 use crate::processes::Service;
 use crate::stack::TestDatabase;
@@ -31,6 +31,7 @@ pub(super) struct Circle<'a> {
     /// Simulator, executor, both relays, payment service.
     services: Vec<(&'static str, Service)>,
     api_url: String,
+    api_token: String,
     session: PgConnection,
     runs: u64,
 }
@@ -92,8 +93,9 @@ impl<'a> Circle<'a> {
         for (_, service) in &services {
             service.wait_ready().await?;
         }
-        let (api_url, session) = (site.api_url(), site.session_in(payments, "postgres").await?);
-        let mut circle = Circle { site, services, api_url, session, runs: 0 };
+        let (api_url, api_token) = (site.api_url(), site.token(payments).await?);
+        let session = site.session_in(payments, "postgres").await?;
+        let mut circle = Circle { site, services, api_url, api_token, session, runs: 0 };
         // Members of new groups find each other, and statements are planned.
         circle.run(20.0, 5).await.context("turn the circle for the first time")?;
         Ok(circle)
@@ -106,7 +108,7 @@ impl<'a> Circle<'a> {
         let lasts = WARM_UP + counted;
         let mut load = Load {
             api_url: self.api_url.clone(),
-            api_token: API_TOKEN.to_owned(),
+            api_token: self.api_token.clone(),
             payments: whole(rate * lasts.as_secs_f64()),
             rate,
             seed: self.runs,
