@@ -1,6 +1,8 @@
 //! Settings. Each is a flag and an environment variable; its comment is its help.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+
+use anyhow::ensure;
 
 use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
 use clap::{Args, Subcommand};
@@ -27,12 +29,25 @@ pub struct Config {
     /// Address of the API.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// The API speaks plain HTTP, also on an address that other machines reach: behind a proxy that ends TLS, and in a network of
+    /// containers. Without this, such an address is refused: tokens would be read by whoever is in between.
+    #[arg(long, env = "ALLOW_PLAINTEXT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub allow_plaintext: bool,
     /// Longest time that the API works on one request.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "8s")]
     pub request_timeout: humantime::Duration,
     /// Most requests that the API works on at once; further ones are asked to come again.
     #[arg(long, env = "REQUESTS_MAX", default_value_t = 512)]
     pub requests_max: usize,
+    /// Most connections to the API at once; further ones wait in the listen queue.
+    #[arg(long, env = "CONNECTIONS_MAX", default_value_t = 1_024, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65_536))]
+    pub connections_max: usize,
+    /// How long a client may take to send the head of a request; also how long an idle connection is kept.
+    #[arg(long, env = "HEADERS_TIMEOUT", default_value = "10s")]
+    pub headers_timeout: humantime::Duration,
+    /// Requests per second that one token may send, and at once; further ones are answered 429.
+    #[arg(long, env = "RATE_PER_TOKEN", default_value = "1000")]
+    pub rate_per_token: NonZeroU32,
     /// How long after its creation the first attempt of a payment order may still start: 12 hours at most. PSPs remember idempotency
     /// keys for 24 hours at least; an order that could be begun for longer could be charged twice after a database was put back.
     #[arg(long, env = "ORDER_LIFETIME", default_value = "1h", value_parser = order_lifetime)]
@@ -59,6 +74,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Nobody reads tokens off the network by an oversight.
+    pub(crate) fn check_plaintext(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.allow_plaintext || self.listen.ip().is_loopback(),
+            "{} can be reached from other machines, and the API speaks plain HTTP: listen on a loopback address, or put a proxy that \
+             ends TLS in front of it and say so (ALLOW_PLAINTEXT, --allow-plaintext)",
+            self.listen
+        );
+        Ok(())
+    }
+
     /// The topic of the copies of what is in quarantine.
     pub fn dlq_topic(&self) -> String {
         self.dlq_topic.clone().unwrap_or_else(|| format!("{}.dlq", self.results_topic))
@@ -77,7 +103,7 @@ pub struct MigrateConfig {
     /// Role that may read everything and change nothing; may be repeated.
     #[arg(long = "reader")]
     pub readers: Vec<String>,
-    /// Role that may read everything, and ask for what `quarantine redrive` and `discard` offer; may be repeated.
+    /// Role that may read everything, ask for what `quarantine redrive` and `discard` offer, and make and revoke tokens; may be repeated.
     #[arg(long = "operator")]
     pub operators: Vec<String>,
 }

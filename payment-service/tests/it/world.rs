@@ -45,6 +45,7 @@ pub(crate) struct World {
 }
 
 /// A running service; ends with the test.
+#[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) shutdown: Shutdown,
     pub(crate) api: SocketAddr,
@@ -170,11 +171,15 @@ impl World {
     }
 
     pub(crate) async fn start_with(arguments: Vec<String>) -> Running {
+        Self::try_start(arguments).await.unwrap()
+    }
+
+    pub(crate) async fn try_start(arguments: Vec<String>) -> anyhow::Result<Running> {
         let arguments = std::iter::once("test".to_owned()).chain(arguments);
         let config = Parsed::try_parse_from(arguments).unwrap().config;
         let shutdown = Shutdown::new();
-        let addresses = payment_service::start(&config, &shutdown).await.unwrap();
-        Running { shutdown, api: addresses.api, admin: addresses.admin }
+        let addresses = payment_service::start(&config, &shutdown).await?;
+        Ok(Running { shutdown, api: addresses.api, admin: addresses.admin })
     }
 
     /// A payment with one payment order, made without the API.

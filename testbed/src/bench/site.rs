@@ -132,6 +132,8 @@ impl Site {
             ("KAFKA_BOOTSTRAP", self.bootstrap()),
             ("SCHEMA_REGISTRY_URL", self.registry.url()),
             ("LISTEN", self.api.clone()),
+            // One client is all of them here.
+            ("RATE_PER_TOKEN", "100000".to_owned()),
             // It comes back under its name, and has its partitions at once.
             ("CONSUMER_INSTANCE", "payment-service".to_owned()),
             ("ADMIN_LISTEN", admin.clone()),
