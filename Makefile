@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test test-contracts bench-relay bench-takeover bench-executor bench-consumer lint sql stop clean setup
+.PHONY: help demo run faults test test-contracts test-api bench-relay bench-takeover bench-executor bench-consumer bench-api lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -33,6 +33,10 @@ STRIPE_MOCK := stripe-mock@v0.203.0
 PRISM := prism-cli@5.16.0
 ADYEN_OPENAPI ?=
 
+# What `make test-api` installs, pinned, and how much it asks of each operation.
+SCHEMATHESIS := schemathesis@4.32.5
+EXAMPLES ?= 50
+
 # What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
 EVENTS ?= 1000000
 RATES ?= 100,1000,3000
@@ -51,6 +55,10 @@ ORDER_RATES ?= 100,300
 # What `make bench-consumer` does unless it is told otherwise, SECONDS included.
 RESULTS ?= 500000
 SUSTAINED ?= 60
+
+# What `make bench-api` does unless it is told otherwise.
+POSTS_RATE ?= 500
+POSTS_SECONDS ?= 60
 
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
@@ -107,6 +115,20 @@ test-contracts: setup ## Hold what is sent to PSPs against stripe-mock and Adyen
 	STRIPE_MOCK=$$(realpath "$$tools/$(STRIPE_MOCK)/stripe-mock") PRISM=$$(realpath -m "$$tools/$(PRISM)/node_modules/.bin/prism") \
 		ADYEN_OPENAPI=$(if $(ADYEN_OPENAPI),$$(realpath "$(ADYEN_OPENAPI)")) $(CARGO) test --workspace $(FAILPOINTS) --test contracts -- --nocapture
 
+test-api: setup ## Hold every answer of the running API against its OpenAPI document, with schemathesis (EXAMPLES= SEED=)
+	@$(CARGO) build --workspace --all-targets $(FAILPOINTS)
+	tools=$(or $(PAYMENT_OUTBOX_HOME),$(CARGO_TARGET_DIR),target)/tools
+	venv=$$(realpath -m "$$tools/$(SCHEMATHESIS)")
+	if [ ! -x "$$venv/bin/schemathesis" ]; then
+		if ! python3 -m venv "$$venv" >&2; then
+			rm -rf "$$venv"
+			echo "test-api: python3 cannot make a virtual environment: install python3-venv, then try again" >&2
+			exit 1
+		fi
+		"$$venv/bin/pip" install --quiet --disable-pip-version-check "$(subst @,==,$(SCHEMATHESIS))" >&2
+	fi
+	exec $(TESTBED) test-api --schemathesis "$$venv/bin/schemathesis" --examples $(EXAMPLES) --seed $(SEED)
+
 bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
@@ -123,6 +145,10 @@ bench-executor: setup ## Measure the executor: results per second, request to re
 bench-consumer: setup ## Measure the consumer and the whole circle: results applied per second, lag, highest rate (RESULTS= SECONDS= SUSTAINED=)
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-consumer --events $(RESULTS) --seconds $(SECONDS) --sustained $(SUSTAINED)
+
+bench-api: setup ## Measure the API: how long clients wait for a payment to be taken (POSTS_RATE= POSTS_SECONDS=)
+	@$(CARGO) build --release --workspace --bins
+	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-api --rate $(POSTS_RATE) --seconds $(POSTS_SECONDS)
 
 lint: setup ## Check format, lints, documentation and dependencies
 	@$(CARGO) fmt --all --check

@@ -4,6 +4,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures::StreamExt as _;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
@@ -14,6 +15,8 @@ use crate::{
 
 /// Most items of one group.
 const GROUP_MAX: usize = 128;
+/// Of a group that is written item by item, so many at once: one that waits for a lock does not keep the others waiting.
+const SINGLES_MAX: usize = 4;
 /// Most items that wait; beyond that, callers wait for room.
 const QUEUE_MAX: usize = 1024;
 
@@ -115,11 +118,13 @@ impl<W> Writer<'_, W> {
             match self.persist(items).await {
                 Ok(results) => reply(group.drain(..), results.into_iter().map(Ok)),
                 Err(error) if group.len() > 1 && may_be_of_one(&error) => {
-                    for entry in group.drain(..) {
+                    let singles = futures::stream::iter(group.drain(..));
+                    let write = async |entry: Entry<T, R>| {
                         let result = self.persist(vec![entry.item.clone()]).await.map_err(Arc::new);
                         let result = result.map(|results| results.into_iter().next());
                         reply(std::iter::once(entry), result.transpose());
-                    }
+                    };
+                    singles.for_each_concurrent(SINGLES_MAX, write).await;
                 }
                 Err(error) => {
                     let error = Arc::new(error);

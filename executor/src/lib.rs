@@ -44,7 +44,12 @@ pub mod webhooks;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chassis::{admin, postgres, shutdown::Shutdown};
+use chassis::{
+    admin,
+    http::{self, Limits},
+    postgres,
+    shutdown::Shutdown,
+};
 use schema::{decode::Decoder, registry::Registry};
 use sqlx::PgPool;
 use tokio::{net::TcpListener, sync::Notify};
@@ -56,7 +61,7 @@ use crate::{
     metrics::Metrics,
     psp::{Psps, settings::Mode},
     store::Queue,
-    webhooks::{Webhooks, decision::Rules, listener, processing::Processing},
+    webhooks::{Webhooks, decision::Rules, processing::Processing},
 };
 
 /// Does what the command says.
@@ -130,7 +135,10 @@ fn webhooks(
     if let Some(listener) = listener {
         let parts = (config.clock.clone(), pool.clone(), metrics.clone());
         let receiving = Webhooks::new(&config.webhooks, parts.0, parts.1, parts.2, Arc::clone(&wake))?;
-        shutdown.spawn("webhooks", listener::serve(listener, receiving.router(), shutdown.clone()));
+        shutdown.spawn(
+            "webhooks",
+            http::serve(listener, receiving.router(), Limits::default(), shutdown.clone()),
+        );
     }
     let processing = Processing {
         pool: pool.clone(),

@@ -18,7 +18,6 @@
 pub mod adyen;
 pub mod arrived;
 pub mod decision;
-pub mod listener;
 pub mod processing;
 pub mod settings;
 pub mod stripe;

@@ -1,53 +1,31 @@
 //! The HTTP API, in the order in which a request passes through it.
 //!
 //! ```text
-//! guard (concurrency, time, metrics) -> route -> bearer token -> body (size, time, type) -> checks -> one transaction -> answer
+//! guard (concurrency, time, metrics) -> route -> access (token, rate, role) -> body (key, size, time, type) -> checks -> one transaction
+//!   -> answers
 //! ```
 //! Every refusal is `application/problem+json`. A client that hangs up drops the handler, never the transaction: that one is a task of
 //! its own, and its answer waits under the Idempotency-Key.
 
-use std::{sync::Arc, time::Duration};
+mod access;
+mod answers;
+mod body;
+mod guard;
+mod openapi;
+mod payment_orders;
+mod payments;
 
-use axum::{
-    Extension, Json, Router,
-    body::Body,
-    extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
-    middleware::{Next, from_fn_with_state},
-    response::{IntoResponse, Response},
-    routing::{get, post},
-};
-use chassis::{
-    postgres::{Disposition, disposition},
-    telemetry::TraceContext,
-};
-use futures::StreamExt as _;
-use serde::Serialize;
-use sha2::{Digest as _, Sha256};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use axum::{Extension, Router, middleware::from_fn_with_state, response::IntoResponse as _};
+use chassis::shutdown::Shutdown;
 use sqlx::PgPool;
-use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout},
-};
+use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
-use uuid::Uuid;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{
-    config::ApiToken,
-    metrics::Metrics,
-    payments::{self, Creation, Origin, PaymentCreated},
-    problem::Problem,
-    request::{PaymentRequest, check_idempotency_key},
-    store::{self, OrderRow, PaymentRow, TransitionRow},
-};
-
-/// Largest body that is read.
-pub const BODY_MAX_BYTES: usize = 64 * 1024;
-/// A larger body is read on and thrown away up to here, so that its sender gets to read the answer.
-const BODY_DISCARDED_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Longest `tracestate` that is carried along (W3C Trace Context, section 3.3.1.5).
-const TRACESTATE_MAX_BYTES: usize = 512;
+pub use self::body::BODY_MAX_BYTES;
+use crate::{metrics::Metrics, payments::Creations, problem::Problem, tokens::Tokens};
 
 /// What the API works with.
 #[derive(Clone, Debug)]
@@ -56,284 +34,69 @@ pub struct Api(Arc<Parts>);
 #[derive(Debug)]
 struct Parts {
     pool: PgPool,
+    creations: Creations,
     metrics: Arc<Metrics>,
-    tokens: Vec<ApiToken>,
-    order_lifetime: Duration,
-    request_timeout: Duration,
+    tokens: Tokens,
+    rates: access::Rates,
+    settings: ApiSettings,
     permits: Semaphore,
 }
 
 /// Limits and rules of the API.
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
-    /// Who may use it.
-    pub tokens: Vec<ApiToken>,
     /// How long a payment order may wait for its first attempt.
     pub order_lifetime: Duration,
     /// Longest time for one request.
     pub request_timeout: Duration,
     /// Most requests at once.
     pub requests_max: usize,
+    /// Requests per second of one token.
+    pub rate_per_token: NonZeroU32,
 }
 
 impl Api {
     /// An API on this database.
-    pub fn new(pool: PgPool, metrics: Arc<Metrics>, settings: ApiSettings) -> Self {
-        let ApiSettings { tokens, order_lifetime, request_timeout, requests_max } = settings;
-        let permits = Semaphore::new(requests_max.min(Semaphore::MAX_PERMITS));
-        Self(Arc::new(Parts { pool, metrics, tokens, order_lifetime, request_timeout, permits }))
+    pub fn new(
+        pool: PgPool,
+        metrics: Arc<Metrics>,
+        tokens: Tokens,
+        settings: ApiSettings,
+        shutdown: &Shutdown,
+    ) -> Self {
+        let creations = Creations::start(pool.clone(), settings.order_lifetime, shutdown);
+        let permits = Semaphore::new(settings.requests_max.min(Semaphore::MAX_PERMITS));
+        let rates = access::Rates::new(settings.rate_per_token);
+        Self(Arc::new(Parts { pool, creations, metrics, tokens, rates, settings, permits }))
     }
 
-    /// Its routes.
+    /// Its routes. Every one of them is in the document: there is no other way to add one.
     pub fn router(self) -> Router {
-        Router::new()
-            .route("/v1/payments", post(create_payment))
-            .route("/v1/payments/{payment_id}", get(show_payment))
-            .route("/v1/payment-orders/{payment_order_id}", get(show_payment_order))
-            .route_layer(from_fn_with_state(self.clone(), authenticate))
+        let (router, document) = self.documented().split_for_parts();
+        router
+            .layer(Extension(openapi::Served::new(&document)))
             .fallback(async || Problem::not_found())
             .method_not_allowed_fallback(async || Problem::method_not_allowed())
             .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
                 Problem::internal().into_response()
             }))
-            .layer(from_fn_with_state(self.clone(), guard))
+            .layer(from_fn_with_state(self.clone(), guard::guard))
             .with_state(self)
     }
-}
 
-/// Bounds what one request may take, and measures it.
-async fn guard(State(Api(api)): State<Api>, request: Request, next: Next) -> Response {
-    let began = Instant::now();
-    // A label must not be made of what strangers send.
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
-    let method = match request.method().as_str() {
-        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known.to_owned(),
-        _ => "other".to_owned(),
-    };
-    let response = match api.permits.try_acquire() {
-        Err(_) => Problem::unavailable("too many requests at once").into_response(),
-        Ok(_permit) => timeout(api.request_timeout, next.run(request))
-            .await
-            .unwrap_or_else(|_| Problem::unavailable("the request took too long").into_response()),
-    };
-    let status = response.status();
-    let histogram = api.metrics.http.with_label_values(&[method.as_str(), &route, status.as_str()]);
-    histogram.observe(began.elapsed().as_secs_f64());
-    response
-}
-
-/// The name that belongs to the request's token.
-#[derive(Clone, Debug)]
-struct Caller(String);
-
-async fn authenticate(State(Api(api)): State<Api>, mut request: Request, next: Next) -> Response {
-    let token = request.headers().get(header::AUTHORIZATION).and_then(bearer_token);
-    match token.and_then(|token| find_caller(&api.tokens, token)) {
-        Some(caller) => {
-            request.extensions_mut().insert(Caller(caller));
-            next.run(request).await
-        }
-        None => Problem::unauthorized().into_response(),
-    }
-}
-
-fn bearer_token(header: &HeaderValue) -> Option<&[u8]> {
-    let (scheme, token) = header.as_bytes().split_at_checked("Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
-}
-
-/// Looks at every token, for as long whichever matches: the time of an answer tells nothing about how near a guess was.
-fn find_caller(tokens: &[ApiToken], presented: &[u8]) -> Option<String> {
-    let hash: [u8; 32] = Sha256::digest(presented).into();
-    let mut found = u64::MAX;
-    for (index, token) in (0_u64..).zip(tokens) {
-        let equal: Choice = token.token_sha256.ct_eq(&hash);
-        found.conditional_assign(&index, equal);
-    }
-    tokens.get(usize::try_from(found).ok()?).map(|token| token.caller.clone())
-}
-
-async fn create_payment(
-    State(Api(api)): State<Api>,
-    Extension(Caller(caller)): Extension<Caller>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let mut keys = headers.get_all("idempotency-key").iter();
-    let idempotency_key = check_idempotency_key(keys.next().map(HeaderValue::as_bytes))?;
-    if keys.next().is_some() {
-        return Err(Problem::malformed("the header Idempotency-Key must occur once"));
-    }
-    if !is_json(&headers) {
-        return Err(Problem::not_json());
-    }
-    let body =
-        timeout(api.request_timeout / 2, read_body(body)).await.map_err(|_| Problem::body_too_slow())??;
-    let request = PaymentRequest::read(&body)?;
-    let (trace, tracestate) = trace_of(&headers);
-    let origin = Origin { caller, idempotency_key, trace, tracestate };
-    let psp = request.psp.as_str();
-    let created = payments::create(&api.pool, origin, request, api.order_lifetime).await;
-    let count = |result: &str| api.metrics.idempotency.with_label_values(&[result]).inc();
-    match created {
-        Ok(Creation::New(payment)) => {
-            count("new");
-            api.metrics.payments_created.with_label_values(&[psp]).inc();
-            let (payment_id, payment_order_id) = (payment.payment_id, payment.payment_order_id);
-            tracing::info!(trace_id = payment.trace_id, %payment_order_id, %payment_id, "payment created");
-            Ok(created_answer(&payment, false))
-        }
-        Ok(Creation::Replayed(payment)) => {
-            count("replay");
-            Ok(created_answer(&payment, true))
-        }
-        Ok(Creation::KeyReused) => {
-            count("mismatch");
-            Err(Problem::key_reused())
-        }
-        Err(error) => {
-            let problem = creation_problem(&error, &trace);
-            if matches!(sqlstate(&error).as_deref(), Some("55P03")) {
-                count("in_flight");
-            }
-            Err(problem)
-        }
-    }
-}
-
-fn created_answer(payment: &PaymentCreated, replayed: bool) -> Response {
-    let location = format!("/v1/payments/{}", payment.payment_id);
-    let mut response = (StatusCode::CREATED, [(header::LOCATION, location)], Json(payment)).into_response();
-    if replayed {
-        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
-    }
-    response
-}
-
-fn sqlstate(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned)
-}
-
-fn creation_problem(error: &sqlx::Error, trace: &TraceContext) -> Problem {
-    let constraint = error.as_database_error().and_then(sqlx::error::DatabaseError::constraint);
-    match sqlstate(error).as_deref() {
-        // The row of the key is locked by the first request.
-        Some("55P03") => Problem::in_flight(),
-        Some("23505") if constraint == Some("payment_orders_pkey") => Problem::key_used_up(),
-        _ => database_problem(error, &trace.trace_id()),
-    }
-}
-
-fn database_problem(error: &sqlx::Error, trace_id: &str) -> Problem {
-    tracing::error!(trace_id, error = %error, "the database did not do what a request needed");
-    match disposition(error) {
-        Disposition::Wait => Problem::unavailable("the database cannot be reached or is busy"),
-        Disposition::Culprit | Disposition::Fault => Problem::internal(),
-    }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    media_type.eq_ignore_ascii_case("application/json")
-}
-
-async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
-    let mut stream = body.into_data_stream();
-    let (mut bytes, mut length) = (Vec::new(), 0_usize);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| Problem::malformed("the body ended before its announced length"))?;
-        length = length.saturating_add(chunk.len());
-        if length <= BODY_MAX_BYTES {
-            bytes.extend_from_slice(&chunk);
-        } else if length > BODY_DISCARDED_MAX_BYTES {
-            break;
-        }
-    }
-    if length > BODY_MAX_BYTES { Err(Problem::too_large(BODY_MAX_BYTES)) } else { Ok(bytes) }
-}
-
-/// The caller's trace, continued; a new one if there is none or it cannot be read.
-fn trace_of(headers: &HeaderMap) -> (TraceContext, Option<String>) {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    match text("traceparent").and_then(TraceContext::parse) {
-        None => (TraceContext::new_trace(), None),
-        Some(trace) => {
-            let state = text("tracestate").filter(|state| (1..=TRACESTATE_MAX_BYTES).contains(&state.len()));
-            (trace.child(), state.map(str::to_owned))
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct PaymentAnswer {
-    #[serde(flatten)]
-    payment: PaymentRow,
-    payment_orders: Vec<OrderRow>,
-}
-
-async fn show_payment(
-    State(Api(api)): State<Api>,
-    Extension(Caller(caller)): Extension<Caller>,
-    id: Result<Path<Uuid>, PathRejection>,
-) -> Result<Response, Problem> {
-    let Path(payment_id) = id.map_err(|_| Problem::not_found())?;
-    let found =
-        store::payment(&api.pool, &caller, payment_id).await.map_err(|error| database_problem(&error, ""))?;
-    let (payment, payment_orders) = found.ok_or_else(Problem::not_found)?;
-    Ok(Json(PaymentAnswer { payment, payment_orders }).into_response())
-}
-
-#[derive(Serialize)]
-struct PaymentOrderAnswer {
-    #[serde(flatten)]
-    payment_order: OrderRow,
-    transitions: Vec<TransitionRow>,
-}
-
-async fn show_payment_order(
-    State(Api(api)): State<Api>,
-    Extension(Caller(caller)): Extension<Caller>,
-    id: Result<Path<Uuid>, PathRejection>,
-) -> Result<Response, Problem> {
-    let Path(id) = id.map_err(|_| Problem::not_found())?;
-    let found =
-        store::payment_order(&api.pool, &caller, id).await.map_err(|error| database_problem(&error, ""))?;
-    let (payment_order, transitions) = found.ok_or_else(Problem::not_found)?;
-    Ok(Json(PaymentOrderAnswer { payment_order, transitions }).into_response())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_caller_is_found_by_its_whole_token_alone() {
-        let tokens: Vec<ApiToken> =
-            ["a:one", "b:two", "a:three"].iter().map(|text| text.parse().unwrap()).collect();
-        for (token, caller) in [
-            ("one", Some("a")),
-            ("two", Some("b")),
-            ("three", Some("a")),
-            ("tw", None),
-            ("two ", None),
-            ("", None),
-        ] {
-            assert_eq!(find_caller(&tokens, token.as_bytes()).as_deref(), caller, "{token:?}");
-        }
-        assert_eq!(find_caller(&[], b"one"), None);
+    fn documented(&self) -> OpenApiRouter<Self> {
+        let closed = OpenApiRouter::default()
+            .routes(routes!(payments::list, payments::create))
+            .routes(routes!(payments::show))
+            .routes(routes!(payments::retry))
+            .routes(routes!(payment_orders::show))
+            .routes(routes!(payment_orders::resolve))
+            .route_layer(from_fn_with_state(self.clone(), access::authenticate));
+        OpenApiRouter::with_openapi(openapi::head()).merge(closed).routes(routes!(openapi::show))
     }
 
-    #[test]
-    fn the_scheme_is_bearer_in_any_case() {
-        let header = HeaderValue::from_static;
-        assert_eq!(bearer_token(&header("Bearer x")), Some(b"x".as_slice()));
-        assert_eq!(bearer_token(&header("bearer  x ")), Some(b"x".as_slice()));
-        assert_eq!(bearer_token(&header("Basic eDp4")), None);
-        assert_eq!(bearer_token(&header("Bearer")), None);
+    /// How long a body may take: so that what is done with it is done in time as well.
+    fn body_within(&self) -> Duration {
+        self.0.settings.request_timeout / 2
     }
 }

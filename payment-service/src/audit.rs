@@ -7,7 +7,10 @@ use schema::psp_result_update::{PspResultUpdateEvent, PspStatus};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::decision::{Decision, Order, ReviewReason, State, decide};
+use crate::{
+    decision::{Decision, Order, ReviewReason, State, decide},
+    intervention::{Resolution, resolve},
+};
 
 /// One line of the audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub enum Cause {
         /// Why a person must look, as it was set.
         review_reason: Option<ReviewReason>,
     },
+    /// A person has resolved it.
+    Resolution,
 }
 
 /// The fold over the lines of one order, in the order of their numbers.
@@ -87,6 +92,7 @@ impl Fold {
             Cause::Event { status, event_time, decision } => {
                 self.decide_again(&order, line, (*status, *event_time), *decision)
             }
+            Cause::Resolution => self.resolve_again(&order, line),
         };
         if next.state != line.to {
             self.found(format!(
@@ -126,6 +132,29 @@ impl Fold {
             ));
         }
         verdict.next
+    }
+
+    fn resolve_again(&mut self, order: &Order, line: &Line) -> Order {
+        // Whether another order of the payment had succeeded is not told by the lines of this one.
+        let in_double_charge = order.state == State::Successful;
+        let resolved = Resolution::from_word(line.to.as_str()).and_then(|resolution| {
+            resolve(order, in_double_charge, resolution, line.psp_reference.as_deref()).ok()
+        });
+        match resolved {
+            Some(next) => {
+                if (&next.psp_reference, &next.error_code) != (&line.psp_reference, &line.error_code) {
+                    self.found(format!(
+                        "line {} has another reference or code than follows from it",
+                        line.transition_id
+                    ));
+                }
+                next
+            }
+            None => {
+                self.found(format!("line {} resolves what needed no person", line.transition_id));
+                order.clone()
+            }
+        }
     }
 
     fn found(&mut self, text: String) {
@@ -208,6 +237,41 @@ mod tests {
         let in_review =
             Order { state: State::NeedsReview, review_reason: Some(ReviewReason::Expired), ..order };
         assert_eq!(fold(&lines, &in_review), None);
+    }
+
+    #[test]
+    fn a_resolution_leads_out_of_a_review_and_out_of_nothing_else() {
+        let (mut lines, paid) = paid();
+        let failure = event(PspStatus::Failed, Decision::Conflict);
+        lines.push(line(Some(State::Successful), State::NeedsReview, failure));
+        lines.push(Line {
+            psp_reference: Some("a".into()),
+            ..line(Some(State::NeedsReview), State::Successful, Cause::Resolution)
+        });
+        assert_eq!(fold(&lines, &paid), None);
+        // What comes then is decided upon as ever.
+        lines.push(line(
+            Some(State::Successful),
+            State::NeedsReview,
+            event(PspStatus::Failed, Decision::Conflict),
+        ));
+        let again = Order {
+            state: State::NeedsReview,
+            review_reason: Some(ReviewReason::FailureAfterSuccess),
+            ..paid.clone()
+        };
+        assert_eq!(fold(&lines, &again), None);
+
+        let mut without_review = lines.clone();
+        without_review.remove(4);
+        assert!(fold(&without_review, &again).is_some());
+        let mut open = lines[..2].to_vec();
+        open.push(line(Some(State::Pending), State::Failed, Cause::Resolution));
+        let failed = Order { state: State::Failed, ..Order::created() };
+        assert!(fold(&open, &failed).unwrap().contains("needed no person"));
+        lines.truncate(6);
+        lines[5].psp_reference = None;
+        assert!(fold(&lines, &paid).is_some(), "the line forgets the charge");
     }
 
     #[test]

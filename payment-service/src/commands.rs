@@ -1,6 +1,7 @@
 //! The subcommands, and what those beside `run` answer.
 
 mod quarantine;
+mod token;
 mod verify_audit;
 
 use std::io::Write as _;
@@ -13,7 +14,7 @@ pub use self::{
     quarantine::{Ordered, discard, list, redrive},
     verify_audit::verify_audit,
 };
-use crate::config::{Config, MigrateConfig, QuarantineCommand, VerifyAuditConfig};
+use crate::config::{Config, MigrateConfig, QuarantineCommand, TokenCommand, VerifyAuditConfig};
 pub use crate::store::commands::{CommandResult, Listed, Selection};
 
 /// What the command line asks for.
@@ -26,6 +27,9 @@ pub enum Command {
     /// Records that are no results, or could not be applied: show them, try them again, give them up.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
+    /// Who may use the API: make tokens, show whose there are, revoke them.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Fold the audit and compare it with the states. Exit code 1 if they differ.
     VerifyAudit(VerifyAuditConfig),
 }
@@ -38,6 +42,9 @@ pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()>
         Command::Quarantine(QuarantineCommand::List(config)) => list(&config).await.map(drop),
         Command::Quarantine(QuarantineCommand::Redrive(config)) => redrive(&config).await.map(drop),
         Command::Quarantine(QuarantineCommand::Discard(config)) => discard(&config).await.map(drop),
+        Command::Token(TokenCommand::Create(config)) => token::create(&config).await,
+        Command::Token(TokenCommand::List(config)) => token::list(&config).await.map(drop),
+        Command::Token(TokenCommand::Revoke(config)) => token::revoke(&config).await.map(drop),
         Command::VerifyAudit(config) => verify_audit(&config).await.map(drop),
     }
 }

@@ -1,12 +1,15 @@
 //! Settings. Each is a flag and an environment variable; its comment is its help.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+
+use anyhow::ensure;
 
 use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
+
+use crate::tokens::Role;
 
 /// Settings of `payment-service run`.
 #[derive(Args, Clone, Debug)]
@@ -26,21 +29,25 @@ pub struct Config {
     /// Address of the API.
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Who may use the API: `caller:token`, separated by commas. A caller may have several tokens, so that one can be replaced.
-    #[arg(
-        long = "api-token",
-        env = "API_TOKENS",
-        value_delimiter = ',',
-        required = true,
-        hide_env_values = true
-    )]
-    pub api_tokens: Vec<ApiToken>,
+    /// The API speaks plain HTTP, also on an address that other machines reach: behind a proxy that ends TLS, and in a network of
+    /// containers. Without this, such an address is refused: tokens would be read by whoever is in between.
+    #[arg(long, env = "ALLOW_PLAINTEXT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub allow_plaintext: bool,
     /// Longest time that the API works on one request.
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "8s")]
     pub request_timeout: humantime::Duration,
     /// Most requests that the API works on at once; further ones are asked to come again.
     #[arg(long, env = "REQUESTS_MAX", default_value_t = 512)]
     pub requests_max: usize,
+    /// Most connections to the API at once; further ones wait in the listen queue.
+    #[arg(long, env = "CONNECTIONS_MAX", default_value_t = 1_024, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=65_536))]
+    pub connections_max: usize,
+    /// How long a client may take to send the head of a request; also how long an idle connection is kept.
+    #[arg(long, env = "HEADERS_TIMEOUT", default_value = "10s")]
+    pub headers_timeout: humantime::Duration,
+    /// Requests per second that one token may send, and at once; further ones are answered 429.
+    #[arg(long, env = "RATE_PER_TOKEN", default_value = "1000")]
+    pub rate_per_token: NonZeroU32,
     /// How long after its creation the first attempt of a payment order may still start: 12 hours at most. PSPs remember idempotency
     /// keys for 24 hours at least; an order that could be begun for longer could be charged twice after a database was put back.
     #[arg(long, env = "ORDER_LIFETIME", default_value = "1h", value_parser = order_lifetime)]
@@ -67,6 +74,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Nobody reads tokens off the network by an oversight.
+    pub(crate) fn check_plaintext(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.allow_plaintext || self.listen.ip().is_loopback(),
+            "{} can be reached from other machines, and the API speaks plain HTTP: listen on a loopback address, or put a proxy that \
+             ends TLS in front of it and say so (ALLOW_PLAINTEXT, --allow-plaintext)",
+            self.listen
+        );
+        Ok(())
+    }
+
     /// The topic of the copies of what is in quarantine.
     pub fn dlq_topic(&self) -> String {
         self.dlq_topic.clone().unwrap_or_else(|| format!("{}.dlq", self.results_topic))
@@ -85,7 +103,7 @@ pub struct MigrateConfig {
     /// Role that may read everything and change nothing; may be repeated.
     #[arg(long = "reader")]
     pub readers: Vec<String>,
-    /// Role that may read everything, and ask for what `quarantine redrive` and `discard` offer; may be repeated.
+    /// Role that may read everything, ask for what `quarantine redrive` and `discard` offer, and make and revoke tokens; may be repeated.
     #[arg(long = "operator")]
     pub operators: Vec<String>,
 }
@@ -181,12 +199,80 @@ pub struct OrderConfig {
     pub wait: humantime::Duration,
 }
 
+/// `payment-service token …`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it, once: the database keeps its hash.
+    Create(TokenCreateConfig),
+    /// Show whose tokens there are, oldest first.
+    List(TokenListConfig),
+    /// Revoke a token, or all of a caller.
+    Revoke(TokenRevokeConfig),
+}
+
+/// Settings of `payment-service token create`.
+#[derive(Args, Clone, Debug)]
+pub struct TokenCreateConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// Whose token it is: 1 to 64 of the characters A-Z a-z 0-9 - _ . A caller may have several, so that one can be replaced.
+    #[arg(long, value_parser = caller)]
+    pub caller: String,
+    /// What it may do.
+    #[arg(long)]
+    pub role: Role,
+    /// Your name, for the audit; otherwise the database's role stands for it.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+}
+
+/// Settings of `payment-service token list`.
+#[derive(Args, Clone, Debug)]
+pub struct TokenListConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// Those of this caller alone.
+    #[arg(long)]
+    pub caller: Option<String>,
+    /// Most tokens that are shown.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+    pub limit: i64,
+}
+
+/// Settings of `payment-service token revoke`.
+#[derive(Args, Clone, Debug)]
+pub struct TokenRevokeConfig {
+    /// Where, and how to answer.
+    #[command(flatten)]
+    pub common: OperatorConfig,
+    /// The token of this number, see `token list`.
+    #[arg(long, value_name = "TOKEN_ID", required_unless_present = "caller")]
+    pub id: Option<i64>,
+    /// All tokens of this caller.
+    #[arg(long, conflicts_with = "id")]
+    pub caller: Option<String>,
+    /// Your name, for the audit; otherwise the database's role stands for it.
+    #[arg(long, env = "OPERATOR")]
+    pub operator: Option<String>,
+}
+
 /// Settings of `payment-service verify-audit`.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyAuditConfig {
     /// Where, and how to answer. A role that may read is enough.
     #[command(flatten)]
     pub common: OperatorConfig,
+}
+
+/// What a caller may be called. No slash: payment order ids are made of `caller/Idempotency-Key/try`, which must be read in one way only.
+fn caller(text: &str) -> Result<String, String> {
+    let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 64 || !text.chars().all(letters) {
+        return Err("a caller has 1 to 64 of the characters A-Z a-z 0-9 - _ .".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Half of the shortest time for which a PSP remembers an idempotency key (Stripe: 24 hours): room for clocks that differ, and for the
@@ -202,36 +288,6 @@ fn order_lifetime(text: &str) -> Result<humantime::Duration, String> {
         return Err("more than 12h: PSPs forget idempotency keys after 24h, and what is begun then may be a second charge".to_owned());
     }
     Ok(lifetime)
-}
-
-/// A caller of the API and the hash of a token. The token itself is forgotten as soon as it is read.
-#[derive(Clone)]
-pub struct ApiToken {
-    pub(crate) caller: String,
-    pub(crate) token_sha256: [u8; 32],
-}
-
-impl FromStr for ApiToken {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (caller, token) = text.split_once(':').ok_or("expected caller:token")?;
-        let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        // No slash: payment order ids are made of `caller/Idempotency-Key/try`, which must be read in one way only.
-        if caller.is_empty() || caller.len() > 64 || !caller.chars().all(letters) {
-            return Err("a caller has 1 to 64 of the characters A-Z a-z 0-9 - _ .".to_owned());
-        }
-        if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("a token has at least one character, all of them visible ASCII".to_owned());
-        }
-        Ok(Self { caller: caller.to_owned(), token_sha256: Sha256::digest(token).into() })
-    }
-}
-
-impl std::fmt::Debug for ApiToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:[set]", self.caller)
-    }
 }
 
 #[cfg(test)]
@@ -260,12 +316,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_read_and_never_printed() {
-        let token: ApiToken = "shop-1:s3cret:with:colons".parse().unwrap();
-        assert_eq!(format!("{token:?}"), "shop-1:[set]");
-        assert_eq!(token.token_sha256, <[u8; 32]>::from(Sha256::digest("s3cret:with:colons")));
-        for wrong in ["", "shop", ":token", "shop:", "a/b:token", "shop:with space", "shöp:token"] {
-            assert!(wrong.parse::<ApiToken>().is_err(), "{wrong:?}");
+    fn a_caller_is_a_plain_word() {
+        for (name, fits) in
+            [("shop-1", true), ("a.b_c", true), ("", false), ("a/b", false), ("shöp", false), ("a b", false)]
+        {
+            assert_eq!(caller(name).is_ok(), fits, "{name:?}");
         }
+        assert!(caller(&"x".repeat(64)).is_ok() && caller(&"x".repeat(65)).is_err());
     }
 }

@@ -20,12 +20,15 @@
 //! neither contradiction nor call for a person ends in that outcome. The event time decides nothing: clocks differ.
 
 use schema::psp_result_update::{PspResultUpdateEvent, PspStatus};
+use serde::Deserialize;
+use utoipa::ToSchema;
 
 /// Declares an enum together with the words that stand for it in the database and in answers.
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, ToSchema)]
+        #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
         pub enum $name {
             $($(#[$variant_meta])* $variant,)+
         }
@@ -48,6 +51,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(crate) use words;
 
 words! {
     /// State of a payment order, and of a payment.

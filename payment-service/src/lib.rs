@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! POST /v1/payments -> api -> payments: key + payment + order + audit + outbox event, one transaction -> 201
+//! POST …/retry ------> api -> retries: another order after a definite failure, the same way -> 201
+//! POST …/resolve ----> api -> resolutions: a person ends a review, audit first -> 200
 //!
 //! psp-result-updates -> consumer -> intake -> processing -> decision        payment_orders, payments
 //!                          ^                       |------- one transaction ->  payment_order_transitions (audit)
@@ -29,8 +31,8 @@
 //!
 //! The points exist in builds with the feature `failpoints`: `make faults FAMILY=consumer` ends and stops the process at each of them.
 //!
-//! During `POST /v1/payments` the client does not know whether there is a payment; it sends the request again with the same key, and
-//! gets the one payment there is.
+//! During a POST the client does not know whether it was carried out; it sends the request again with the same key, and gets the one
+//! answer there is.
 
 pub mod api;
 mod assignment;
@@ -42,20 +44,31 @@ mod currency;
 mod dead_letters;
 pub mod decision;
 mod failpoints;
+pub mod idempotency;
 pub mod intake;
+pub mod intervention;
 pub mod metrics;
 pub mod payments;
 pub mod problem;
 pub mod processing;
 mod quarantine;
 pub mod request;
+pub mod resolutions;
+pub mod retries;
+pub mod search;
 mod store;
+pub mod tokens;
 mod watchdog;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
-use chassis::{admin::Readiness, config::PostgresConfig, shutdown::Shutdown};
+use chassis::{
+    admin::Readiness,
+    config::PostgresConfig,
+    http::{self, Limits},
+    shutdown::Shutdown,
+};
 use schema::{decode::Decoder, registry::Registry};
 use sqlx::Connection as _;
 use tokio::net::TcpListener;
@@ -68,6 +81,7 @@ use crate::{
     metrics::Metrics,
     processing::ProcessPaymentService,
     quarantine::Housekeeping,
+    tokens::Tokens,
     watchdog::Heartbeat,
 };
 
@@ -96,26 +110,27 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::default();
     let admin = chassis::admin::serve(&config.admin, registry, readiness.clone(), shutdown).await?;
+    config.check_plaintext()?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("the API's address {} could not be opened", config.listen))?;
     let addresses = Addresses { api: listener.local_addr()?, admin };
 
     let pool = chassis::postgres::pool(&config.postgres, "payment-service")?;
+    let tokens = Tokens::new(pool.clone());
     let settings = ApiSettings {
-        tokens: config.api_tokens.clone(),
         order_lifetime: config.order_lifetime.into(),
         request_timeout: config.request_timeout.into(),
         requests_max: config.requests_max,
+        rate_per_token: config.rate_per_token,
     };
-    let router = Api::new(pool, Arc::clone(&metrics), settings).router();
-    let stop = shutdown.clone();
-    shutdown.spawn("api", async move {
-        axum::serve(listener, router)
-            .with_graceful_shutdown(async move { stop.wait().await })
-            .await
-            .context("api")
-    });
+    let router = Api::new(pool, Arc::clone(&metrics), tokens, settings, shutdown).router();
+    let limits = Limits {
+        connections_max: config.connections_max,
+        headers_within: config.headers_timeout.into(),
+        ..Limits::default()
+    };
+    shutdown.spawn("api", http::serve(listener, router, limits, shutdown.clone()));
 
     let registry = Arc::new(Registry::new(&config.registry.schema_registry_url)?);
     let decoder = Arc::new(Decoder::new(registry)?);

@@ -8,7 +8,7 @@ use prometheus::{
 };
 use schema::psp_result_update::PspStatus;
 
-use crate::{decision::Decision, intake::QuarantineReason};
+use crate::{decision::Decision, intake::QuarantineReason, intervention::Resolution};
 
 /// From a PSP's answer to a state: milliseconds when all is well, minutes to hours after an outage.
 const LAG_BUCKETS: &[f64] =
@@ -21,7 +21,10 @@ const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 5
 
 /// Routes of the API, as labels.
 pub const ROUTES: &[(&str, &str)] = &[
+    ("GET", "/v1/payments"),
     ("POST", "/v1/payments"),
+    ("POST", "/v1/payments/{payment_id}/retry"),
+    ("POST", "/v1/payment-orders/{payment_order_id}/resolve"),
     ("GET", "/v1/payments/{payment_id}"),
     ("GET", "/v1/payment-orders/{payment_order_id}"),
 ];
@@ -31,6 +34,10 @@ pub const ROUTES: &[(&str, &str)] = &[
 pub struct Metrics {
     /// Payments created, by PSP.
     pub payments_created: IntCounterVec,
+    /// Payment orders that were opened after a failure, by PSP.
+    pub payments_retried: IntCounterVec,
+    /// Reviews that a person has ended, by the outcome.
+    pub reviews_resolved: IntCounterVec,
     /// Requests with a known idempotency key, by what they got.
     pub idempotency: IntCounterVec,
     /// Duration of requests.
@@ -81,6 +88,16 @@ impl Metrics {
         let of = Make(registry);
         let metrics = Self {
             payments_created: of.counters("payments_created_total", "Payments created.", &["psp"])?,
+            payments_retried: of.counters(
+                "payments_retried_total",
+                "Payment orders opened after a failure.",
+                &["psp"],
+            )?,
+            reviews_resolved: of.counters(
+                "reviews_resolved_total",
+                "Reviews that a person has ended, by the outcome.",
+                &["outcome"],
+            )?,
             idempotency: of.counters(
                 "idempotency_requests_total",
                 "Creating requests by what their key led to.",
@@ -200,12 +217,17 @@ impl Metrics {
         }
         for psp in ["STRIPE", "ADYEN"] {
             self.payments_created.with_label_values(&[psp]);
+            self.payments_retried.with_label_values(&[psp]);
+        }
+        for outcome in Resolution::ALL {
+            self.reviews_resolved.with_label_values(&[outcome.as_str()]);
         }
         for result in ["new", "replay", "mismatch", "in_flight"] {
             self.idempotency.with_label_values(&[result]);
         }
         for (method, route) in ROUTES {
-            let status = if *method == "POST" { "201" } else { "200" };
+            let makes = *method == "POST" && !route.ends_with("/resolve");
+            let status = if makes { "201" } else { "200" };
             self.http.with_label_values(&[method, route, status]);
         }
     }

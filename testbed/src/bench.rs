@@ -7,6 +7,7 @@
 //! Rates are compared within one run only: raw producer and relay take turns, so that a machine that is slower at times is slower for
 //! both. Between measurements vacuum and a checkpoint are made, so that they fall into none. `docs/performance.md` says what each figure means.
 
+pub mod api;
 mod backlog;
 pub mod consumer;
 mod costs;

@@ -1,7 +1,7 @@
 //! The whole circle on the real parts: databases, topics, schemas, and every process of ours.
 //!
 //! ```text
-//! migrate payments | migrate executor | set up topics and schemas
+//! migrate payments, make tokens | migrate executor | set up topics and schemas
 //!   -> psp-simulator, executor, relays of both outboxes, payment-service -> all ready
 //! ```
 //!
@@ -94,8 +94,10 @@ pub struct Circle {
     pub api_url: String,
     /// Base of the simulator.
     pub simulator_url: String,
-    /// What a client of the API sends as its bearer token.
+    /// What a merchant sends to the API as its bearer token.
     pub api_token: String,
+    /// What an operator sends.
+    pub operator_token: String,
     folder: PathBuf,
     remove_folder: bool,
 }
@@ -114,19 +116,25 @@ struct Plan<'a> {
     /// Where the first executors receive webhooks of Stripe and of Adyen.
     webhooks: [String; 2],
     api: String,
-    api_token: String,
+}
+
+/// Made by the payment service's own command, as anybody's are.
+struct Tokens {
+    merchant: String,
+    operator: String,
 }
 
 impl Circle {
     /// Starts everything and waits until all of it is ready.
     pub async fn start(stack: &Stack, options: &Options) -> Result<Circle> {
         let plan = Plan::new(stack, options).await?;
-        tokio::try_join!(
-            plan.migrate(&plan.payments, "payment-service", "payment_service"),
-            plan.migrate(&plan.executions, "executor", "executor"),
-            plan.set_up(),
-        )?;
-        let circle = plan.services()?;
+        let ready = async {
+            plan.migrate(&plan.payments, "payment-service", "payment_service").await?;
+            plan.tokens().await
+        };
+        let (tokens, (), ()) =
+            tokio::try_join!(ready, plan.migrate(&plan.executions, "executor", "executor"), plan.set_up())?;
+        let circle = plan.services(tokens)?;
         for service in circle.services() {
             service.start()?;
         }
@@ -209,7 +217,6 @@ impl<'a> Plan<'a> {
             simulator: format!("127.0.0.1:{}", free_port()?),
             webhooks: [format!("127.0.0.1:{}", free_port()?), format!("127.0.0.1:{}", free_port()?)],
             api: format!("127.0.0.1:{}", free_port()?),
-            api_token: "local-token".to_owned(),
         })
     }
 
@@ -224,12 +231,36 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    /// New tokens; those of an earlier circle on the same database are revoked.
+    async fn tokens(&self) -> Result<Tokens> {
+        let environment = self.environment("token", &[("DATABASE_URL", self.payments.url("operator"))]);
+        let program = binary("payment-service")?;
+        let token = async |caller: &str, role: &str| {
+            if !self.options.isolated {
+                let known =
+                    run_once(&program, &["token", "list", "--caller", caller, "--json"], &environment)
+                        .await?;
+                let known: Vec<serde_json::Value> =
+                    serde_json::from_str(&known).context("the tokens' list")?;
+                if known.iter().any(|token| token["revoked_at"].is_null()) {
+                    run_once(&program, &["token", "revoke", "--caller", caller], &environment).await?;
+                }
+            }
+            let create = ["token", "create", "--caller", caller, "--role", role];
+            let printed = run_once(&program, &create, &environment).await?;
+            anyhow::Ok(printed.trim_end().to_owned())
+        };
+        let (merchant, operator) =
+            tokio::try_join!(token("local", "merchant"), token("local-operator", "operator"))?;
+        Ok(Tokens { merchant, operator })
+    }
+
     async fn set_up(&self) -> Result<()> {
         let environment = self.environment("setup", &self.kafka_and_registry());
         run_once(&binary("outbox-relay")?, &["setup"], &environment).await.map(|_| ())
     }
 
-    fn services(self) -> Result<Circle> {
+    fn services(self, tokens: Tokens) -> Result<Circle> {
         let (requests_topic, results_topic) =
             (format!("{REQUESTS_TOPIC}{}", self.suffix), format!("{RESULTS_TOPIC}{}", self.suffix));
         let results_group = format!("payment-service{}", self.suffix);
@@ -244,7 +275,8 @@ impl<'a> Plan<'a> {
             results_group,
             api_url: format!("http://{}", self.api),
             simulator_url: format!("http://{}", self.simulator),
-            api_token: self.api_token,
+            api_token: tokens.merchant,
+            operator_token: tokens.operator,
             payments: self.payments,
             executions: self.executions,
             remove_folder: self.options.folder.is_none(),
@@ -311,7 +343,6 @@ impl<'a> Plan<'a> {
         environment.extend([
             ("DATABASE_URL", self.payments.url("payment_service")),
             ("LISTEN", self.api.clone()),
-            ("API_TOKENS", format!("local:{}", self.api_token)),
             ("RESULTS_TOPIC", results_topic.to_owned()),
             ("CONSUMER_GROUP", results_group.to_owned()),
         ]);

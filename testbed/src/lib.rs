@@ -14,6 +14,7 @@
 
 pub mod bench;
 pub mod circle;
+pub mod contract;
 pub mod demo;
 pub mod faults;
 pub mod load;

@@ -245,7 +245,7 @@ fn client() -> Result<reqwest::Client> {
 }
 
 /// When each payment is due, counted from the beginning.
-fn schedule(rate: f64) -> impl Iterator<Item = Duration> {
+pub(crate) fn schedule(rate: f64) -> impl Iterator<Item = Duration> {
     (0_u32..).map(move |number| Duration::from_secs_f64(f64::from(number) / rate))
 }
 

@@ -9,10 +9,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use testbed::bench::api::{self, Bench as ApiBench};
 use testbed::bench::consumer::{self, Bench as ConsumerBench};
 use testbed::bench::executor::{self, Bench as ExecutorBench};
 use testbed::bench::takeover::{self, Takeovers};
 use testbed::bench::{self, Bench, Peer};
+use testbed::contract::{self, Contract};
 use testbed::demo::{self, Demo, Scenario};
 use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
@@ -78,6 +80,27 @@ enum Command {
         /// Keep the logs even if all goes well.
         #[arg(long)]
         keep: bool,
+    },
+    /// Hold every answer of the API against its document: schemathesis asks the running service.
+    TestApi {
+        /// The program.
+        #[arg(long, env = "SCHEMATHESIS")]
+        schemathesis: std::path::PathBuf,
+        /// Most cases per operation.
+        #[arg(long, default_value_t = 50)]
+        examples: u32,
+        /// The same seed draws the same cases.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Measure the API: how long clients wait, while the whole circle turns.
+    BenchApi {
+        /// Posts per second.
+        #[arg(long, default_value_t = 500)]
+        rate: u32,
+        /// For so long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
     },
     /// Measure the relay: draining, latency and cost, beside a raw producer.
     BenchRelay {
@@ -186,6 +209,10 @@ async fn perform(command: Command) -> Result<ExitCode> {
         Command::Faults { family, episodes, seed, only, keep } => {
             return Box::pin(hurt(&Faults { family, episodes, seed, only, keep })).await;
         }
+        Command::TestApi { schemathesis, examples, seed } => {
+            return check_api(&Contract { schemathesis, examples, seed }).await;
+        }
+        Command::BenchApi { rate, seconds } => return benchmark_api(ApiBench { rate, seconds }).await,
         Command::BenchRelay { events, rates, seconds, saves, peer } => {
             return benchmark(&Bench { events, rates, seconds, saves, peer }).await;
         }
@@ -287,6 +314,31 @@ async fn benchmark_consumer(bench: &ConsumerBench) -> Result<ExitCode> {
     let Some(report) = consumer::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
     println!("{}", report.table);
     println!("{}", report.json());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Errors are a failure: the last line on stdout tells them beside what was measured, as JSON.
+async fn benchmark_api(bench: ApiBench) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let interrupted = async {
+        signals.received().await;
+        eprintln!("\ntestbed: broken off; stopping what was started");
+    };
+    let Some(report) = api::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
+    println!("{}", report.table());
+    println!("{}", report.json());
+    Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn check_api(contract: &Contract) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        checked = contract::run(contract) => checked?,
+        () = signals.received() => {
+            eprintln!("\ntestbed: broken off; stopping what was started");
+            return Ok(ExitCode::from(130));
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -89,6 +89,8 @@ fn print(stack: &Stack, circle: &Circle) {
         "  curl -s {}/v1/payment-orders/PAYMENT_ORDER_ID -H 'Authorization: Bearer {}'",
         circle.api_url, circle.api_token
     );
+    println!("\nAn operator's token");
+    println!("  {}", circle.operator_token);
     println!("\nLook inside");
     println!(
         "  make sql DB=payments Q=\"SELECT state, count(*) FROM payments.payment_orders GROUP BY state\""

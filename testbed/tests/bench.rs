@@ -112,3 +112,23 @@ fn the_consumer_is_measured_and_the_last_line_says_everything() {
     }
     assert_eq!(measured.as_object().unwrap().len(), 8, "{measured}");
 }
+
+#[test]
+fn the_api_is_measured_and_the_last_line_says_everything() {
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["bench-api", "--rate", "50", "--seconds", "2"])
+        .output()
+        .unwrap();
+    let (said, complained) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert!(output.status.success(), "{said}\n{complained}");
+    let measured: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (measured["posts"].as_u64(), measured["errors"].as_object().map(serde_json::Map::len)),
+        (Some(100), Some(0))
+    );
+    for key in ["p50_ms", "p99_ms", "max_ms", "reached_per_s"] {
+        assert!(measured[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {measured}");
+    }
+    assert_eq!(measured.as_object().unwrap().len(), 8, "{measured}");
+}

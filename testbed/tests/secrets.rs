@@ -20,13 +20,13 @@ use time::OffsetDateTime;
 
 const LIMIT: Duration = Duration::from_mins(1);
 
-const API_TOKEN: &str = "planted-api-token-0123456789";
 const STRIPE_KEY: &str = "sk_test_planted_0123456789";
 const STRIPE_SECRET: &str = "whsec_planted_0123456789";
 const ADYEN_KEY: &str = "planted-adyen-key-0123456789";
 const ADYEN_HMAC: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const ADYEN_USER: &str = "planted-user:planted-password";
-const SECRETS: [&str; 6] = [API_TOKEN, STRIPE_KEY, STRIPE_SECRET, ADYEN_KEY, ADYEN_HMAC, ADYEN_USER];
+/// Beside the tokens of the API, which are drawn anew each time.
+const SECRETS: [&str; 5] = [STRIPE_KEY, STRIPE_SECRET, ADYEN_KEY, ADYEN_HMAC, ADYEN_USER];
 /// Whole and in groups.
 const CARDS: [&str; 4] =
     ["4111111111111111", "5555555555554444", "4242 4242 4242 4242", "2223-0031-2200-3222"];
@@ -107,7 +107,9 @@ async fn secrets_and_card_numbers_are_in_no_log_no_database_and_on_no_topic() {
         let found = places.iter().any(|(name, text)| name.starts_with(place) && text.contains(&paid[0]));
         assert!(found, "the order is not even in {place}");
     }
-    let found: Vec<String> = places.iter().flat_map(|(place, text)| leaks(place, text)).collect();
+    let tokens = [circle.api_token.as_str(), circle.operator_token.as_str()];
+    assert!(tokens.iter().all(|token| token.starts_with("po_") && token.len() == 46), "tokens of the API");
+    let found: Vec<String> = places.iter().flat_map(|(place, text)| leaks(place, text, &tokens)).collect();
     assert_eq!(found, [""; 0]);
     let masked = |name: &str| {
         places.iter().any(|(place, text)| place.starts_with(name) && text.contains("****************"))
@@ -118,15 +120,14 @@ async fn secrets_and_card_numbers_are_in_no_log_no_database_and_on_no_topic() {
 /// The circle with planted secrets, every process at its loudest of our own.
 fn options(webhooks: &str) -> Options {
     let given = [
-        ("payment-service", "API_TOKENS", format!("local:{API_TOKEN}")),
-        ("executor", "STRIPE_SECRET_KEY", STRIPE_KEY.to_owned()),
-        ("executor", "STRIPE_WEBHOOK_SECRETS", STRIPE_SECRET.to_owned()),
-        ("executor", "ADYEN_API_KEY", ADYEN_KEY.to_owned()),
-        ("executor", "ADYEN_HMAC_KEYS", ADYEN_HMAC.to_owned()),
-        ("executor", "ADYEN_WEBHOOK_AUTH", ADYEN_USER.to_owned()),
-        ("executor", "WEBHOOKS_LISTEN", webhooks.to_owned()),
+        ("STRIPE_SECRET_KEY", STRIPE_KEY),
+        ("STRIPE_WEBHOOK_SECRETS", STRIPE_SECRET),
+        ("ADYEN_API_KEY", ADYEN_KEY),
+        ("ADYEN_HMAC_KEYS", ADYEN_HMAC),
+        ("ADYEN_WEBHOOK_AUTH", ADYEN_USER),
+        ("WEBHOOKS_LISTEN", webhooks),
     ];
-    let own = |(process, name, value): (&str, &str, String)| (process.to_owned(), name.to_owned(), value);
+    let own = |(name, value): (&str, &str)| ("executor".to_owned(), name.to_owned(), value.to_owned());
     Options { log: "trace".to_owned(), environment: given.map(own).to_vec(), ..Options::default() }
 }
 
@@ -140,13 +141,13 @@ async fn pay(
 ) -> (StatusCode, Value) {
     let body = json!({"amount_minor": 1_234, "currency": "EUR", "payment_method": payment_method, "psp": psp,
         "merchant_reference": merchant_reference});
-    let request = client.post(format!("{}/v1/payments", circle.api_url)).bearer_auth(API_TOKEN);
+    let request = client.post(format!("{}/v1/payments", circle.api_url)).bearer_auth(&circle.api_token);
     let answer = request.header("Idempotency-Key", key).json(&body).send().await.unwrap();
     (answer.status(), answer.json().await.unwrap_or_default())
 }
 
 async fn get(client: &Client, circle: &Circle, path: &str) -> Value {
-    let request = client.get(format!("{}{path}", circle.api_url)).bearer_auth(API_TOKEN);
+    let request = client.get(format!("{}{path}", circle.api_url)).bearer_auth(&circle.api_token);
     request.send().await.unwrap().error_for_status().unwrap().json().await.unwrap()
 }
 
@@ -248,8 +249,8 @@ fn printable(bytes: &[u8]) -> String {
 // -------------------------------------------------------------------------------------------------------- what must not be
 
 /// What is in a text and belongs nowhere.
-fn leaks(place: &str, text: &str) -> Vec<String> {
-    let planted = SECRETS.iter().chain(&CARDS).filter(|planted| text.contains(**planted));
+fn leaks(place: &str, text: &str, tokens: &[&str]) -> Vec<String> {
+    let planted = SECRETS.iter().chain(&CARDS).chain(tokens).filter(|planted| text.contains(**planted));
     let mut found: Vec<String> = planted.map(|planted| format!("{place}: {planted}")).collect();
     found.extend(
         card_numbers(text).into_iter().map(|number| format!("{place}: could be a card number: {number}")),
@@ -327,7 +328,7 @@ fn card_numbers_are_found_wherever_they_stand_and_nothing_else_is() {
     ] {
         assert_eq!(card_numbers(other), [""; 0], "{other}");
     }
-    assert_eq!(leaks("log", &format!("Bearer {API_TOKEN}")), [format!("log: {API_TOKEN}")]);
-    let told = leaks("topic", &printable(b"\x00\x104111111111111111"));
+    assert_eq!(leaks("log", "Bearer po_x", &["po_x"]), ["log: po_x"]);
+    let told = leaks("topic", &printable(b"\x00\x104111111111111111"), &[]);
     assert_eq!(told.len(), 2, "{told:?}");
 }

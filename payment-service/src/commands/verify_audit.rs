@@ -27,6 +27,8 @@ pub struct Audited {
     pub transitions: u64,
     /// Those of them that were made by hand.
     pub by_hand: u64,
+    /// Those by which a person ended a review.
+    pub resolved: u64,
     /// Findings, told or not.
     pub findings_total: u64,
     /// The first of them.
@@ -75,6 +77,7 @@ impl Audited {
             self.orders += 1;
             self.transitions += audited.lines;
             self.by_hand += audited.by_hand;
+            self.resolved += audited.resolved;
             if let Some(text) = audited.fold.finish(&audited.order) {
                 self.found("payment-order", audited.payment_order_id, text);
             }
@@ -116,12 +119,12 @@ pub async fn verify_audit(config: &VerifyAuditConfig) -> anyhow::Result<Audited>
 fn words(audited: &Audited) -> String {
     let line = |Finding { what, id, text }: &Finding| format!("{what} {id}: {text}\n");
     let found: String = audited.findings.iter().map(line).collect();
-    let Audited { payments, orders, transitions, by_hand, findings_total, .. } = audited;
+    let Audited { payments, orders, transitions, by_hand, resolved, findings_total, .. } = audited;
     let verdict = match findings_total {
         0 => "the audit and the states agree".to_owned(),
         total => format!("{total} findings"),
     };
     format!(
-        "{found}{payments} payments, {orders} payment orders, {transitions} transitions ({by_hand} by hand): {verdict}"
+        "{found}{payments} payments, {orders} payment orders, {transitions} transitions ({by_hand} by hand, {resolved} resolved): {verdict}"
     )
 }

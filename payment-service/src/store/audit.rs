@@ -31,6 +31,7 @@ pub(crate) struct AuditedOrder {
     pub(crate) fold: Fold,
     pub(crate) lines: u64,
     pub(crate) by_hand: u64,
+    pub(crate) resolved: u64,
 }
 
 #[derive(FromRow)]
@@ -63,6 +64,7 @@ impl LineRow {
     fn into_line(self) -> Result<Line, sqlx::Error> {
         let cause = match (self.event_id, self.decision.as_str()) {
             (None, "BY_HAND") => Cause::Hand { review_reason: review_reason(self.review_reason.as_deref())? },
+            (None, "RESOLVED") => Cause::Resolution,
             (None, _) => Cause::Creation,
             (Some(_), decision) => Cause::Event {
                 status: psp_status(self.psp_status.as_deref().unwrap_or_default())?,
@@ -124,7 +126,7 @@ pub(crate) async fn payments_after(
     let mut of_payment: HashMap<Uuid, Vec<AuditedOrder>> = HashMap::new();
     for row in orders {
         let id = row.payment_order_id;
-        let (fold, lines, by_hand) = folds.remove(&id).unwrap_or_else(|| (Fold::new(id), 0, 0));
+        let Folded { fold, lines, by_hand, resolved } = folds.remove(&id).unwrap_or_else(|| Folded::new(id));
         let order = Order {
             state: state(&row.state)?,
             psp_reference: row.psp_reference,
@@ -132,7 +134,7 @@ pub(crate) async fn payments_after(
             error_message: row.error_message,
             review_reason: review_reason(row.review_reason.as_deref())?,
         };
-        let audited = AuditedOrder { payment_order_id: id, order, fold, lines, by_hand };
+        let audited = AuditedOrder { payment_order_id: id, order, fold, lines, by_hand, resolved };
         of_payment.entry(row.payment_id).or_default().push(audited);
     }
     payments
@@ -145,10 +147,24 @@ pub(crate) async fn payments_after(
         .collect()
 }
 
+/// The fold over the lines of an order, and how many there are: in all, by hand, by a resolution.
+struct Folded {
+    fold: Fold,
+    lines: u64,
+    by_hand: u64,
+    resolved: u64,
+}
+
+impl Folded {
+    fn new(payment_order_id: Uuid) -> Self {
+        Self { fold: Fold::new(payment_order_id), lines: 0, by_hand: 0, resolved: 0 }
+    }
+}
+
 async fn fold_lines(
     connection: &mut PgConnection,
     ids: &[Uuid],
-) -> Result<HashMap<Uuid, (Fold, u64, u64)>, sqlx::Error> {
+) -> Result<HashMap<Uuid, Folded>, sqlx::Error> {
     let mut rows = sqlx::query_as(
         "SELECT transition_id, payment_order_id, event_id, from_state, to_state, decision, psp_status, psp_reference, error_code,
                 event_time, review_reason
@@ -156,15 +172,16 @@ async fn fold_lines(
     )
     .bind(ids)
     .fetch(connection);
-    let mut folds: HashMap<Uuid, (Fold, u64, u64)> = HashMap::new();
+    let mut folds: HashMap<Uuid, Folded> = HashMap::new();
     while let Some(row) = rows.try_next().await? {
         let row: LineRow = row;
         let id = row.payment_order_id;
         let line = row.into_line()?;
-        let (fold, lines, by_hand) = folds.entry(id).or_insert_with(|| (Fold::new(id), 0, 0));
-        fold.line(&line);
-        *lines += 1;
-        *by_hand += u64::from(matches!(line.cause, Cause::Hand { .. }));
+        let folded = folds.entry(id).or_insert_with(|| Folded::new(id));
+        folded.fold.line(&line);
+        folded.lines += 1;
+        folded.by_hand += u64::from(matches!(line.cause, Cause::Hand { .. }));
+        folded.resolved += u64::from(matches!(line.cause, Cause::Resolution));
     }
     Ok(folds)
 }

@@ -21,8 +21,9 @@ use testbed::stack::{Stack, TestDatabase};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub(crate) const TOKEN: &str = "token-of-the-shop";
-pub(crate) const OTHER_TOKEN: &str = "token-of-another";
+pub(crate) const TOKEN: &str = "po_token-of-the-shop--------------------------";
+pub(crate) const OTHER_TOKEN: &str = "po_token-of-another---------------------------";
+pub(crate) const OPERATOR_TOKEN: &str = "po_token-of-an-operator-----------------------";
 pub(crate) const PARTITIONS: i32 = 3;
 
 #[derive(Parser)]
@@ -44,6 +45,7 @@ pub(crate) struct World {
 }
 
 /// A running service; ends with the test.
+#[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) shutdown: Shutdown,
     pub(crate) api: SocketAddr,
@@ -96,6 +98,19 @@ impl World {
         payment_service::migrate(&migrate()).await.expect("a second time changes nothing");
         let pool = PgPoolOptions::new().max_connections(4).connect(&owner).await.unwrap();
         sqlx::query("SELECT outbox.grant_writer('payment_service')").execute(&pool).await.unwrap();
+        for (caller, role, token) in [
+            ("shop", "merchant", TOKEN),
+            ("another", "merchant", OTHER_TOKEN),
+            ("ada", "operator", OPERATOR_TOKEN),
+        ] {
+            sqlx::query("SELECT payments.create_token($1, $2, sha256($3), NULL)")
+                .bind(caller)
+                .bind(role)
+                .bind(token.as_bytes())
+                .execute(&pool)
+                .await
+                .unwrap();
+        }
 
         let topic = stack.unique("results");
         let bootstrap = stack.kafka_bootstrap();
@@ -133,13 +148,11 @@ impl World {
 
     /// The arguments of `payment-service run`.
     pub(crate) fn arguments(&self, more: &[&str]) -> Vec<String> {
-        let token = format!("shop:{TOKEN},another:{OTHER_TOKEN}");
         let url = self.db.url("payment_service");
         let mut arguments: Vec<String> = [
             ["--database-url", &url],
             ["--kafka-bootstrap", &self.bootstrap],
             ["--schema-registry-url", &self.registry_url],
-            ["--api-token", &token],
             ["--results-topic", &self.topic],
             ["--consumer-group", &self.group],
             ["--orphan-retry", "300ms"],
@@ -154,11 +167,19 @@ impl World {
     }
 
     pub(crate) async fn start(&self, more: &[&str]) -> Running {
-        let arguments = std::iter::once("test".to_owned()).chain(self.arguments(more));
+        Self::start_with(self.arguments(more)).await
+    }
+
+    pub(crate) async fn start_with(arguments: Vec<String>) -> Running {
+        Self::try_start(arguments).await.unwrap()
+    }
+
+    pub(crate) async fn try_start(arguments: Vec<String>) -> anyhow::Result<Running> {
+        let arguments = std::iter::once("test".to_owned()).chain(arguments);
         let config = Parsed::try_parse_from(arguments).unwrap().config;
         let shutdown = Shutdown::new();
-        let addresses = payment_service::start(&config, &shutdown).await.unwrap();
-        Running { shutdown, api: addresses.api, admin: addresses.admin }
+        let addresses = payment_service::start(&config, &shutdown).await?;
+        Ok(Running { shutdown, api: addresses.api, admin: addresses.admin })
     }
 
     /// A payment with one payment order, made without the API.

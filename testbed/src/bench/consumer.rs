@@ -8,7 +8,7 @@
 //! with its commit and nowhere before. `docs/performance.md` says what each figure means.
 
 mod apply;
-mod circle;
+pub(super) mod circle;
 mod fill;
 mod report;
 

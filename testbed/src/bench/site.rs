@@ -16,8 +16,6 @@ const CATALOGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema/events.t
 pub(super) const TOPIC: &str = "psp-result-updates";
 /// Partitions of that topic, and of every topic that is compared with it.
 pub(super) const PARTITIONS: i32 = 6;
-/// What a client of the API sends as its bearer token.
-pub(super) const API_TOKEN: &str = "local-token";
 /// The name by which the relay saves.
 pub(super) const RELAY: &str = "relay";
 
@@ -113,6 +111,14 @@ impl Site {
         Ok(database)
     }
 
+    /// A new token of a merchant: what a client of the API sends.
+    pub(super) async fn token(&self, payments: &TestDatabase) -> Result<String> {
+        let owner = [("DATABASE_URL".to_owned(), payments.url(OWNER))];
+        let create = ["token", "create", "--caller", "local", "--role", "merchant"];
+        let printed = run_once(&binary("payment-service")?, &create, &owner).await?;
+        Ok(printed.trim_end().to_owned())
+    }
+
     /// Base of the payment service's API.
     pub(super) fn api_url(&self) -> String {
         format!("http://{}", self.api)
@@ -126,7 +132,8 @@ impl Site {
             ("KAFKA_BOOTSTRAP", self.bootstrap()),
             ("SCHEMA_REGISTRY_URL", self.registry.url()),
             ("LISTEN", self.api.clone()),
-            ("API_TOKENS", format!("local:{API_TOKEN}")),
+            // One client is all of them here.
+            ("RATE_PER_TOKEN", "100000".to_owned()),
             // It comes back under its name, and has its partitions at once.
             ("CONSUMER_INSTANCE", "payment-service".to_owned()),
             ("ADMIN_LISTEN", admin.clone()),

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::super::costs::{cpu_seconds, cpu_seconds_with_children};
 use super::super::drain::terminate;
-use super::super::site::{API_TOKEN, Site};
+use super::super::site::Site;
 use crate::load::{Load, Mixture, Progress};
 use crate::processes::Service;
 use crate::stack::TestDatabase;
@@ -26,11 +26,12 @@ const SLIP: f64 = 0.02;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// All processes of the circle.
-pub(super) struct Circle<'a> {
+pub(in crate::bench) struct Circle<'a> {
     site: &'a Site,
     /// Simulator, executor, both relays, payment service.
     services: Vec<(&'static str, Service)>,
     api_url: String,
+    api_token: String,
     session: PgConnection,
     runs: u64,
 }
@@ -70,7 +71,7 @@ impl Pace {
 
 impl<'a> Circle<'a> {
     /// Starts everything; `service` is the payment service.
-    pub(super) async fn start(
+    pub(in crate::bench) async fn start(
         site: &'a Site,
         payments: &TestDatabase,
         service: Service,
@@ -92,11 +93,30 @@ impl<'a> Circle<'a> {
         for (_, service) in &services {
             service.wait_ready().await?;
         }
-        let (api_url, session) = (site.api_url(), site.session_in(payments, "postgres").await?);
-        let mut circle = Circle { site, services, api_url, session, runs: 0 };
+        let (api_url, api_token) = (site.api_url(), site.token(payments).await?);
+        let session = site.session_in(payments, "postgres").await?;
+        let mut circle = Circle { site, services, api_url, api_token, session, runs: 0 };
         // Members of new groups find each other, and statements are planned.
         circle.run(20.0, 5).await.context("turn the circle for the first time")?;
         Ok(circle)
+    }
+
+    /// Where the API is, and a merchant's token.
+    pub(in crate::bench) fn api(&self) -> (&str, &str) {
+        (&self.api_url, &self.api_token)
+    }
+
+    /// Waits until all payments since this moment have come round.
+    pub(in crate::bench) async fn rest(&mut self, since: OffsetDateTime) -> Result<()> {
+        let resting = Instant::now();
+        while without_state(&mut self.session, since).await? > 0 {
+            ensure!(
+                resting.elapsed() < REST_LIMIT,
+                "payments have no state {REST_LIMIT:?} after the last one"
+            );
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
     }
 
     /// Sends payments at this rate, and waits until they have come round.
@@ -106,7 +126,7 @@ impl<'a> Circle<'a> {
         let lasts = WARM_UP + counted;
         let mut load = Load {
             api_url: self.api_url.clone(),
-            api_token: API_TOKEN.to_owned(),
+            api_token: self.api_token.clone(),
             payments: whole(rate * lasts.as_secs_f64()),
             rate,
             seed: self.runs,
@@ -130,14 +150,7 @@ impl<'a> Circle<'a> {
             anyhow::Ok(())
         };
         let ((payments, took), ()) = tokio::try_join!(sending, watching)?;
-        let resting = Instant::now();
-        while without_state(&mut self.session, at).await? > 0 {
-            ensure!(
-                resting.elapsed() < REST_LIMIT,
-                "payments have no state {REST_LIMIT:?} after the last one"
-            );
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        self.rest(at).await?;
         let after = self.cpu()?;
         let cpu = after
             .into_iter()
@@ -175,7 +188,7 @@ impl<'a> Circle<'a> {
     }
 
     /// Ends all processes in order.
-    pub(super) async fn end(self) -> Result<()> {
+    pub(in crate::bench) async fn end(self) -> Result<()> {
         for (_, service) in self.services.iter().rev() {
             terminate(service).await?;
         }

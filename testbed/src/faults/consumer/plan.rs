@@ -55,7 +55,6 @@ impl Plan<'_> {
             ("KAFKA_BOOTSTRAP", format!("127.0.0.1:{}", broker.port())),
             ("SCHEMA_REGISTRY_URL", self.registry.url()),
             ("LISTEN", format!("127.0.0.1:{}", free_port()?)),
-            ("API_TOKENS", "local:local-token".to_owned()),
             ("BATCH_MAX", BATCH_MAX.to_owned()),
             ("ORPHAN_RETRY", "300ms".to_owned()),
             ("ADMIN_LISTEN", admin.clone()),

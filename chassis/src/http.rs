@@ -1,11 +1,10 @@
-//! The port that PSPs send to. Anybody can reach it: every connection has a deadline for its headers and counts against a limit;
+//! A port that strangers send to: every connection has a deadline for its headers, which are bounded too, and counts against a limit;
 //! beyond it, senders wait in the listen queue.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, body::Body};
-use chassis::shutdown::Shutdown;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -15,28 +14,55 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-const CONNECTIONS_MAX: usize = 1024;
-const HEAD_MAX_BYTES: usize = 64 << 10;
-/// Also how long an idle connection is kept.
-const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+use crate::shutdown::Shutdown;
+
 const GRACE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// What connections may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most connections at once.
+    pub connections_max: usize,
+    /// Largest head of a request: its first line and its headers. A larger one is answered 431.
+    pub head_max_bytes: usize,
+    /// Most headers of a request. More are answered 431.
+    pub headers_max: usize,
+    /// How long a sender may take over the head. Also how long an idle connection is kept.
+    pub headers_within: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 1_024,
+            head_max_bytes: 64 << 10,
+            headers_max: 100,
+            headers_within: Duration::from_secs(30),
+        }
+    }
+}
+
 /// Serves connections until asked to stop, then lets the open ones finish.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> anyhow::Result<()> {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let slots = Arc::new(Semaphore::new(limits.connections_max));
     let connections = TaskTracker::new();
     while let Some((stream, slot)) = accept(&listener, &slots, &shutdown).await {
         let (router, shutdown) = (router.clone(), shutdown.clone());
         connections.spawn(async move {
-            converse(stream, router, shutdown).await;
+            converse(stream, router, limits, shutdown).await;
             drop(slot);
         });
     }
     connections.close();
     tokio::time::timeout(GRACE, connections.wait())
         .await
-        .context("webhooks were still being received at the end")
+        .context("requests were still being answered at the end")
 }
 
 async fn accept(
@@ -57,14 +83,14 @@ async fn accept(
             Ok((stream, _)) => return Some((stream, slot)),
             Err(error) => {
                 // Out of descriptors, or the sender is gone already: neither is cured by asking at once again.
-                tracing::warn!(%error, "a webhook's connection could not be accepted");
+                tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(stream: TcpStream, router: Router, shutdown: Shutdown) {
+async fn converse(stream: TcpStream, router: Router, limits: Limits, shutdown: Shutdown) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "setting TCP_NODELAY failed");
     }
@@ -72,8 +98,9 @@ async fn converse(stream: TcpStream, router: Router, shutdown: Shutdown) {
         service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_WITHIN)
-        .max_buf_size(HEAD_MAX_BYTES)
+        .header_read_timeout(limits.headers_within)
+        .max_buf_size(limits.head_max_bytes)
+        .max_headers(limits.headers_max)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -84,6 +111,6 @@ async fn converse(stream: TcpStream, router: Router, shutdown: Shutdown) {
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a webhook's connection ended early");
+        tracing::debug!(%error, "a connection ended early");
     }
 }

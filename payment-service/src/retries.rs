@@ -1,0 +1,140 @@
+//! Trying a payment again: a new payment order after a definite failure, and never beside one that could still charge.
+//!
+//! ```text
+//! lock the payment's orders, then the payment -> key known? -> may it be tried again? (`intervention::may_retry`)
+//!   -> payment order + audit + outbox event + the payment's derived state + the key with its answer -> COMMIT
+//! ```
+//! Two retries at once wait for each other at the payment's row, and the second one sees the order that the first has opened. The
+//! orders are locked before the payment, as everywhere: a result that comes at this moment is before this or behind it, and where it
+//! is behind it is decided upon as any result (a late success of the failed order is a contradiction for a person).
+
+use std::time::Duration;
+
+use chassis::{postgres::transaction, telemetry::TraceContext};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    decision::{State, payment_state},
+    idempotency::{self, CREATED, Key, Outcome, Refused, Undone},
+    intervention::may_retry,
+    payments::{append_requests, now, retry_order_id},
+    request::{Psp, RetryRequest},
+    store::{
+        NewPaymentOrder, results,
+        retries::{self, LastOrder},
+    },
+};
+
+/// The answer to a request that opened another payment order. It is stored, and given again to every repetition of the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PaymentRetried {
+    /// The payment.
+    pub payment_id: Uuid,
+    /// Its status now.
+    #[schema(value_type = State)]
+    pub status: String,
+    /// The payment order that was opened.
+    pub payment_order_id: Uuid,
+    /// The how-manieth of this payment it is.
+    pub r#try: i32,
+    /// Who is asked for the money.
+    #[schema(value_type = Psp)]
+    pub psp: String,
+    /// The payment's trace.
+    pub trace_id: String,
+    /// No first attempt starts after this time.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// When the payment order was created.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// What came of a request for a payment; None: this caller has no such payment.
+pub type Retried = Option<Outcome<Result<PaymentRetried, Refused>>>;
+
+/// Opens another payment order, once per caller and key.
+pub async fn retry(
+    pool: &PgPool,
+    key: Key,
+    payment_id: Uuid,
+    request: RetryRequest,
+    order_lifetime: Duration,
+) -> Result<Retried, sqlx::Error> {
+    let retried = transaction(pool, move |tx| {
+        Box::pin(async move { retry_in(tx, &key, payment_id, &request, order_lifetime).await })
+    });
+    retried.await.or_else(Undone::outcome)
+}
+
+async fn retry_in(
+    tx: &mut PgConnection,
+    key: &Key,
+    payment_id: Uuid,
+    request: &RetryRequest,
+    order_lifetime: Duration,
+) -> Result<Retried, Undone> {
+    retries::lock_orders(tx, &key.caller, payment_id).await?;
+    let Some(terms) = retries::lock_payment(tx, &key.caller, payment_id).await? else { return Ok(None) };
+    // Under the lock: whoever came before with this key has committed its answer.
+    if let Some(outcome) = idempotency::replay(tx, key, idempotency::done_or_refused).await? {
+        return Ok(Some(outcome));
+    }
+    let tries = results::orders_of_payments(tx, &[payment_id]).await?;
+    let tries: Vec<_> = tries.into_iter().map(|(_, state, reason)| (state, reason)).collect();
+    let answer = match may_retry(&tries) {
+        Err(refusal) => Err(Refused { detail: refusal.detail().to_owned() }),
+        Ok(()) => {
+            let order = new_order(retries::last_order(tx, payment_id).await?, key, request, order_lifetime);
+            retries::insert_order(tx, &order).await?;
+            append_requests(tx, &[(&order, &terms, None)]).await?;
+            let (status, reason) = payment_state(&[&tries[..], &[(State::Created, None)]].concat());
+            results::update_payments(tx, &[(payment_id, status, reason)]).await?;
+            Ok(answer(order, status))
+        }
+    };
+    if !idempotency::take_either(tx, key, payment_id, (CREATED, &answer)).await? {
+        return Err(Undone::KeyTaken);
+    }
+    Ok(Some(Outcome::New(answer)))
+}
+
+/// As the last one, but for what the request names; of the trace that all that happens to the payment belongs to.
+fn new_order(
+    last: LastOrder,
+    key: &Key,
+    request: &RetryRequest,
+    order_lifetime: Duration,
+) -> NewPaymentOrder {
+    let created_at = now();
+    let trace =
+        TraceContext::parse(&last.traceparent).map_or_else(TraceContext::new_trace, TraceContext::child);
+    NewPaymentOrder {
+        payment_order_id: retry_order_id(&key.caller, &key.key),
+        payment_id: last.payment_id,
+        r#try: last.r#try + 1,
+        psp: request.psp.unwrap_or(last.psp),
+        payment_method: request.payment_method.clone().unwrap_or(last.payment_method),
+        trace_id: trace.trace_id(),
+        traceparent: trace.traceparent(),
+        expires_at: created_at + order_lifetime,
+        created_at,
+    }
+}
+
+fn answer(order: NewPaymentOrder, status: State) -> PaymentRetried {
+    PaymentRetried {
+        payment_id: order.payment_id,
+        status: status.as_str().to_owned(),
+        payment_order_id: order.payment_order_id,
+        r#try: order.r#try,
+        psp: order.psp.as_str().to_owned(),
+        trace_id: order.trace_id,
+        expires_at: order.expires_at,
+        created_at: order.created_at,
+    }
+}
