@@ -21,8 +21,8 @@ ALTER TABLE payments.payment_order_transitions
     -- Nobody resolves anything without a name and a reason.
     ADD CONSTRAINT payment_order_transitions_resolved_check
         CHECK (decision <> 'RESOLVED'
-               OR coalesce(operator ~ '[^[:space:]]' AND length(operator) <= 100
-                           AND note ~ '[^[:space:]]' AND length(note) <= 1000 AND event_id IS NULL, false)) NOT VALID;
+               OR coalesce(btrim(operator) <> '' AND length(operator) <= 100
+                           AND btrim(note) <> '' AND length(note) <= 1000 AND event_id IS NULL, false)) NOT VALID;
 ALTER TABLE payments.payment_order_transitions VALIDATE CONSTRAINT payment_order_transitions_decision_check;
 ALTER TABLE payments.payment_order_transitions VALIDATE CONSTRAINT payment_order_transitions_resolved_check;
 

@@ -140,21 +140,17 @@ impl Fold {
         let resolved = Resolution::from_word(line.to.as_str()).and_then(|resolution| {
             resolve(order, in_double_charge, resolution, line.psp_reference.as_deref()).ok()
         });
-        match resolved {
-            Some(next) => {
-                if (&next.psp_reference, &next.error_code) != (&line.psp_reference, &line.error_code) {
-                    self.found(format!(
-                        "line {} has another reference or code than follows from it",
-                        line.transition_id
-                    ));
-                }
-                next
-            }
-            None => {
-                self.found(format!("line {} resolves what needed no person", line.transition_id));
-                order.clone()
-            }
+        let Some(next) = resolved else {
+            self.found(format!("line {} resolves what needed no person", line.transition_id));
+            return order.clone();
+        };
+        if (&next.psp_reference, &next.error_code) != (&line.psp_reference, &line.error_code) {
+            self.found(format!(
+                "line {} has another reference or code than follows from it",
+                line.transition_id
+            ));
         }
+        next
     }
 
     fn found(&mut self, text: String) {

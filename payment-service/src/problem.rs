@@ -29,6 +29,7 @@ macro_rules! kinds {
             }
 
             /// The status that it is answered with.
+            #[allow(clippy::match_same_arms, reason = "several kinds share a status")]
             pub fn status(self) -> StatusCode {
                 match self { $(Self::$name => StatusCode::$status,)+ }
             }

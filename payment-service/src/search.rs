@@ -146,7 +146,9 @@ impl Place {
             let nanos = i128::from(i64::from_be_bytes(*micros)) * 1_000;
             let created_at = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
             let payment_id = Uuid::from_slice(id).ok()?;
-            (*version == CURSOR_VERSION).then_some(Self { created_at, payment_id })
+            // No payment was created at what PostgreSQL has no word for.
+            let fits = *version == CURSOR_VERSION && (0..=9999).contains(&created_at.year());
+            fits.then_some(Self { created_at, payment_id })
         };
         place().ok_or_else(|| Problem::invalid("cursor must be the next_cursor of a page"))
     }

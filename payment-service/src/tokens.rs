@@ -148,7 +148,7 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret as _;
+    use secrecy::ExposeSecret;
 
     use super::*;
 
@@ -156,7 +156,7 @@ mod tests {
     fn every_token_is_another_and_looks_like_one() {
         let tokens: Vec<SecretString> = (0..100).map(|_| generate().unwrap()).collect();
         let different: std::collections::HashSet<&str> =
-            tokens.iter().map(|token| token.expose_secret()).collect();
+            tokens.iter().map(ExposeSecret::expose_secret).collect();
         assert_eq!(different.len(), 100);
         assert!(different.iter().all(|token| is_well_formed(token.as_bytes())));
         assert!(!format!("{:?}", tokens[0]).contains(tokens[0].expose_secret()));

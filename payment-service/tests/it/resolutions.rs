@@ -84,7 +84,7 @@ async fn an_operator_ends_a_review_and_the_audit_says_so() {
         );
     }
     world.audit_agrees().await;
-    assert_eq!(service.metric("reviews_resolved_total{outcome=\"FAILED\"}").await, 1.0);
+    assert!((service.metric(r#"reviews_resolved_total{outcome="FAILED"}"#).await - 1.0).abs() < 0.1);
     service.stop().await;
 }
 

@@ -162,6 +162,10 @@ impl World {
         .into_iter()
         .map(str::to_owned)
         .collect();
+        if more.contains(&"--listen") {
+            let listen = arguments.iter().position(|argument| argument == "--listen").unwrap();
+            arguments.drain(listen..listen + 2);
+        }
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         arguments
     }
