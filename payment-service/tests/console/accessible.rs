@@ -96,6 +96,7 @@ async fn violations(browser: &Browser, axe: &str, refreshing: bool) -> Json {
 
 /// A check that finds nothing is worth something only if it can find something.
 async fn it_can_fail(browser: &Browser, site: &Site, axe: &str) {
+    browser.dark(false).await;
     browser.open(&site.page("/console/payments")).await;
     browser
         .script("document.querySelector('label[for=q]').remove(); document.body.style.color = '#aaa'")
