@@ -176,24 +176,27 @@ fn written(
     let Some(at) = event.published_at else { return };
     let details = match position {
         Some(position) => Some(fact("topic position", position)),
-        None => some("topic position, one of", event.ranges.as_ref().and_then(positions).as_deref()),
+        None => event.ranges.as_ref().and_then(positions).map(|(exact, positions)| {
+            fact(if exact { "topic position" } else { "topic position, one of" }, positions)
+        }),
     };
     let details = details.into_iter().chain(some("leader", event.leader.as_deref()));
     add(at, published, format!("{what} saved as published"), details.collect());
 }
 
-/// Topic, partition and offset, from what the relay noted of the save that an event was in.
-fn positions(ranges: &Value) -> Option<String> {
-    let mut parts = Vec::new();
+/// Topic, partition and offset, from what the relay noted of the save that an event was in; and whether it can be that one alone.
+fn positions(ranges: &Value) -> Option<(bool, String)> {
+    let (mut parts, mut count) = (Vec::new(), 0);
     for (topic, partitions) in ranges.as_object()? {
         for (partition, range) in partitions.as_object()? {
             let (first, last) = (range.get(0)?.as_i64()?, range.get(1)?.as_i64()?);
             let offsets =
                 if first == last { format!("offset {first}") } else { format!("offsets {first} to {last}") };
             parts.push(format!("{topic}, partition {partition}, {offsets}"));
+            count += last - first + 1;
         }
     }
-    (!parts.is_empty()).then(|| parts.join("; "))
+    (!parts.is_empty()).then(|| (count == 1, parts.join("; ")))
 }
 
 fn position_of(line: &Transition) -> Option<String> {

@@ -328,7 +328,7 @@ impl Browser {
 
     /// What is in the window, as WebP.
     pub(crate) async fn picture(&self) -> Vec<u8> {
-        let wanted = json!({"format": "webp", "quality": 85});
+        let wanted = json!({"format": "webp", "quality": 60});
         let taken = self.driver.cdp().send_raw("Page.captureScreenshot", wanted).await.unwrap();
         STANDARD.decode(taken["data"].as_str().unwrap()).unwrap()
     }

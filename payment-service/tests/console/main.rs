@@ -344,12 +344,16 @@ async fn pictures(browser: &Browser, site: &Site, payment: Uuid, folder: &std::p
     }
     let declined = site.pay("order-5", "pm_card_chargeDeclined").await;
     site.settled(declined.order, "FAILED").await;
-    browser.size(880, 700).await;
+    browser.size(1060, 760).await;
     browser.dark(false).await;
     for (name, page) in
         [("payment", format!("/console/payments/{payment}")), ("payments", "/console/payments".to_owned())]
     {
         browser.open(&site.page(&page)).await;
+        // The timeline is what the page is for.
+        browser
+            .script("const order = document.getElementById('order-1'); if (order) order.scrollIntoView()")
+            .await;
         let picture = browser.picture().await;
         assert!(picture.len() <= 60_000, "{name}: {} bytes are too many for a README", picture.len());
         std::fs::write(folder.join(format!("console-{name}.webp")), picture).unwrap();
