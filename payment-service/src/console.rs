@@ -113,12 +113,11 @@ impl Console {
             return Ok(None);
         };
         let origin = Origin::new(config.console_origin.as_deref(), listen)?;
-        let executor = match &config.executor_database_url {
-            Some(url) => Some(pool(url, "payment-service console").context("EXECUTOR_DATABASE_URL")?),
-            None => {
-                tracing::info!("the console shows nothing of the executor: EXECUTOR_DATABASE_URL is not set");
-                None
-            }
+        let executor = if let Some(url) = &config.executor_database_url {
+            Some(pool(url, "payment-service console").context("EXECUTOR_DATABASE_URL")?)
+        } else {
+            tracing::info!("the console shows nothing of the executor: EXECUTOR_DATABASE_URL is not set");
+            None
         };
         tracing::info!(origin = %origin, "the console is on");
         Ok(Some(Self(Arc::new(Parts {

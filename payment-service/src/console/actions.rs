@@ -27,7 +27,7 @@ use crate::store::{
     commands,
     console::{
         attention::{self, Quarantined},
-        outbox::{self, Parked},
+        outbox::{self, ParkedEvent},
     },
 };
 
@@ -242,7 +242,7 @@ pub(super) async fn perform_quarantine(
         Ok(note) if question.possible => note,
         Ok(_) => return question_page(&console, &who, question).await,
         Err(words) => {
-            let refused = question.refused.or(Some(words.to_owned()));
+            let refused = question.refused.or_else(|| Some(words.to_owned()));
             return question_page(&console, &who, Question { note: form.note, refused, ..question }).await;
         }
     };
@@ -280,7 +280,7 @@ async fn order(
 
 // -------------------------------------------------------------------------------------------------------------- outbox
 
-fn about_event(outbox: Outbox, event: &Parked, kind: Kind) -> Question {
+fn about_event(outbox: Outbox, event: &ParkedEvent, kind: Kind) -> Question {
     let what_happens = match kind {
         Kind::Redrive => {
             "The leader publishes what is parked and held of the event's key, in order, now that the cause is mended. What is refused again stays where it is."
@@ -315,7 +315,7 @@ fn about_event(outbox: Outbox, event: &Parked, kind: Kind) -> Question {
     }
 }
 
-type EventFor<'a> = (Outbox, &'a PgPool, Parked, Kind);
+type EventFor<'a> = (Outbox, &'a PgPool, ParkedEvent, Kind);
 
 const NOT_PARKED: Trouble = Trouble::NotFound(
     "That event is not parked (any more): it may have been redriven or discarded meanwhile.",

@@ -38,9 +38,9 @@ impl Attempts {
         let counted = if known || full_again.len() < ADDRESSES_MAX { address } else { None };
         let at = full_again.entry(counted).or_insert(now);
         let next = (*at).max(now) + PACE;
-        let spent = next - now;
-        if spent > PACE * BURST {
-            return Err(spent - PACE * BURST);
+        let over = next.duration_since(now).saturating_sub(PACE * BURST);
+        if !over.is_zero() {
+            return Err(over);
         }
         *at = next;
         Ok(())
@@ -51,37 +51,37 @@ impl Attempts {
 mod tests {
     use super::*;
 
-    fn address(last: u32) -> Option<IpAddr> {
-        Some(IpAddr::V4((0x7f00_0000 + last).into()))
+    fn address(last: u32) -> IpAddr {
+        IpAddr::V4((0x7f00_0000 + last).into())
     }
 
     #[test]
     fn after_some_tries_in_a_row_one_address_waits_and_another_does_not() {
         let (attempts, now) = (Attempts::default(), Instant::now());
         for _ in 0..BURST {
-            attempts.admit_at(address(1), now).unwrap();
+            attempts.admit_at(Some(address(1)), now).unwrap();
         }
-        assert_eq!(attempts.admit_at(address(1), now), Err(PACE));
-        assert_eq!(attempts.admit_at(address(1), now + PACE / 2), Err(PACE / 2));
-        assert_eq!(attempts.admit_at(address(2), now), Ok(()));
-        assert_eq!(attempts.admit_at(address(1), now + PACE), Ok(()));
-        assert!(attempts.admit_at(address(1), now + PACE).is_err(), "one more, not all");
+        assert_eq!(attempts.admit_at(Some(address(1)), now), Err(PACE));
+        assert_eq!(attempts.admit_at(Some(address(1)), now + PACE / 2), Err(PACE / 2));
+        assert_eq!(attempts.admit_at(Some(address(2)), now), Ok(()));
+        assert_eq!(attempts.admit_at(Some(address(1)), now + PACE), Ok(()));
+        assert!(attempts.admit_at(Some(address(1)), now + PACE).is_err(), "one more, not all");
         let rested = now + PACE * (2 * BURST);
-        assert!((0..BURST).all(|_| attempts.admit_at(address(1), rested).is_ok()));
-        assert!(attempts.admit_at(address(1), rested).is_err());
+        assert!((0..BURST).all(|_| attempts.admit_at(Some(address(1)), rested).is_ok()));
+        assert!(attempts.admit_at(Some(address(1)), rested).is_err());
     }
 
     #[test]
     fn too_many_addresses_share_one_count_until_the_others_have_rested() {
         let (attempts, now) = (Attempts::default(), Instant::now());
         for last in 0..u32::try_from(ADDRESSES_MAX).unwrap() {
-            attempts.admit_at(address(last), now).unwrap();
+            attempts.admit_at(Some(address(last)), now).unwrap();
         }
-        let more = |last: u32| attempts.admit_at(address(1_000_000 + last), now).is_ok();
+        let more = |last: u32| attempts.admit_at(Some(address(1_000_000 + last)), now).is_ok();
         assert_eq!((0..100).filter(|last| more(*last)).count(), usize::try_from(BURST).unwrap());
         assert!(attempts.0.lock().unwrap().len() <= ADDRESSES_MAX + 1);
         let rested = now + PACE * (BURST + 1);
-        assert_eq!(attempts.admit_at(address(2_000_000), rested), Ok(()));
+        assert_eq!(attempts.admit_at(Some(address(2_000_000)), rested), Ok(()));
         assert!(attempts.0.lock().unwrap().len() < 3);
     }
 }

@@ -22,7 +22,7 @@ use crate::store::console::{
     After, COUNTED_MAX,
     attention::{self as store, InReview, Quarantined},
     executor::{self, Waiting},
-    outbox::{self, Parked},
+    outbox::{self, ParkedEvent},
 };
 
 const PATH: &str = "/console/attention";
@@ -34,7 +34,7 @@ struct ParkedOf {
     key: &'static str,
     name: &'static str,
     halted: Vec<String>,
-    parked: Result<Vec<Parked>, &'static str>,
+    parked: Result<Vec<ParkedEvent>, &'static str>,
     more: bool,
 }
 
@@ -146,7 +146,7 @@ fn first_payments(mut rows: Vec<InReview>) -> Review {
     (Ok(rows), link)
 }
 
-type Found = (Vec<String>, Result<Vec<Parked>, &'static str>);
+type Found = (Vec<String>, Result<Vec<ParkedEvent>, &'static str>);
 
 async fn parked(pool: Option<&PgPool>) -> Found {
     let Some(pool) = pool else { return (Vec::new(), Err(NO_EXECUTOR)) };

@@ -73,7 +73,7 @@ fn outbox(name: &'static str, relays: Option<&Option<Vec<Relay>>>) -> Card {
 }
 
 fn relay_lines(relay: &Relay, named: bool) -> Vec<String> {
-    let name = if named { format!("{}: ", relay.relay) } else { String::new() };
+    let name = if named { format!("{}: ", relay.name) } else { String::new() };
     let pending = counted(relay.pending, PENDING_COUNTED_MAX);
     let oldest = match relay.oldest_seconds {
         Some(age) if relay.pending > 0 => format!(", the oldest for {}", lag(&seconds(age))),
@@ -126,7 +126,7 @@ mod tests {
 
     fn relay() -> Relay {
         Relay {
-            relay: "relay".into(),
+            name: "relay".into(),
             leader: Some("vm:1".into()),
             led: true,
             pending: 0,
@@ -160,10 +160,10 @@ mod tests {
             Standing { results: 500, seconds: 30.0, lag_p99: Some(0.0123), in_review: 0, quarantined: 0 };
         assert_eq!(flow(&standing).lines, ["1000 per minute", "99 in 100 applied within 12.3 ms"]);
         assert!(!flow(&standing).alarm && !waiting(&standing, 0, 0).alarm);
-        assert!(flow(&Standing { lag_p99: Some(1.1), ..standing.clone() }).alarm);
-        let none = Standing { results: 0, lag_p99: None, ..standing.clone() };
+        assert!(flow(&Standing { lag_p99: Some(1.1), ..standing }).alarm);
+        let none = Standing { results: 0, lag_p99: None, ..standing };
         assert_eq!(flow(&none).lines, ["0 per minute", "none in the last minutes"]);
-        assert!(waiting(&Standing { in_review: 1, ..standing.clone() }, 0, 0).alarm);
+        assert!(waiting(&Standing { in_review: 1, ..standing }, 0, 0).alarm);
         assert!(waiting(&standing, 1, 0).alarm);
     }
 }

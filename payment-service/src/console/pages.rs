@@ -293,6 +293,7 @@ pub(super) fn seconds(seconds: f64) -> Duration {
 
 /// An amount of minor units in its currency's own way: 1234 EUR cents are "12.34 EUR". One whose currency has no minor units, or is
 /// not known, says so.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "templates pass everything by reference")]
 pub(super) fn amount(minor: &i64, currency: &str) -> String {
     let Some(digits) = Currency::from_code(currency).and_then(Currency::exponent) else {
         return format!("{minor} minor units of {currency}");

@@ -26,8 +26,8 @@ use super::{
 };
 use crate::store::console::{
     executor::{self, Execution},
-    outbox::{self, Event},
-    payments::{self as store, ORDERS_SHOWN_MAX, Payment, PaymentOrder, TRANSITIONS_SHOWN_MAX},
+    outbox::{self, Appended},
+    payments::{self as store, ListedPayment, ORDERS_SHOWN_MAX, ShownOrder, TRANSITIONS_SHOWN_MAX},
 };
 
 /// The request's event is made within its payment's transaction, which may wait this long for a lock.
@@ -35,7 +35,7 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 
 /// A payment order as it is shown.
 struct Shown {
-    order: PaymentOrder,
+    order: ShownOrder,
     steps: Vec<Step>,
     waits: Vec<String>,
 }
@@ -44,7 +44,7 @@ struct Shown {
 #[template(path = "console/payment.html")]
 struct PaymentPage {
     frame: Frame,
-    payment: Payment,
+    payment: ListedPayment,
     orders: Vec<Shown>,
     notices: Vec<&'static str>,
 }
@@ -85,7 +85,7 @@ const NO_OUTBOX: &str =
     "When the request was published is not shown: it could not be looked up in the outbox.";
 const CUT: &str = "There is more than is shown: the first payment orders, and the first steps of each.";
 
-type Looked = (Payment, Vec<Shown>, Vec<&'static str>);
+type Looked = (ListedPayment, Vec<Shown>, Vec<&'static str>);
 
 async fn look(console: &Console, payment_id: Uuid) -> Result<Option<Looked>, sqlx::Error> {
     let parts = &console.0;
@@ -160,7 +160,7 @@ fn is_full(count: usize, max: i64) -> bool {
 async fn execution(
     pool: Option<&PgPool>,
     payment_order_id: Uuid,
-) -> Result<Option<(Execution, Vec<Event>)>, sqlx::Error> {
+) -> Result<Option<(Execution, Vec<Appended>)>, sqlx::Error> {
     let Some(pool) = pool else { return Ok(None) };
     let execution = executor::execution(pool, payment_order_id).await?;
     let ids: Vec<Uuid> = execution.results.iter().map(|result| result.event_id).collect();
@@ -171,17 +171,16 @@ async fn execution(
 /// The event of the request: the executor knows its id; without it, it is looked for from the time on at which the order was made.
 async fn request(
     pool: &PgPool,
-    order: &PaymentOrder,
-    execution: Option<&(Execution, Vec<Event>)>,
-) -> Result<Option<Event>, sqlx::Error> {
+    order: &ShownOrder,
+    execution: Option<&(Execution, Vec<Appended>)>,
+) -> Result<Option<Appended>, sqlx::Error> {
     let inbox = execution.and_then(|(execution, _)| execution.inbox.as_ref());
-    let event_id = match inbox.and_then(|inbox| inbox.request_event_id) {
-        Some(event_id) => Some(event_id),
-        None => {
-            let (from, to) = (first_id(order.created_at), first_id(order.created_at + REQUEST_WITHIN));
-            let key = order.payment_order_id.to_string();
-            outbox::first_event_of(pool, &key, PaymentOrderRequestedEvent::TYPE, (from, to)).await?
-        }
+    let event_id = if let Some(event_id) = inbox.and_then(|inbox| inbox.request_event_id) {
+        Some(event_id)
+    } else {
+        let (from, to) = (first_id(order.created_at), first_id(order.created_at + REQUEST_WITHIN));
+        let key = order.payment_order_id.to_string();
+        outbox::first_event_of(pool, &key, PaymentOrderRequestedEvent::TYPE, (from, to)).await?
     };
     let Some(event_id) = event_id else { return Ok(None) };
     Ok(outbox::events(pool, &[event_id]).await?.pop())

@@ -20,7 +20,7 @@ use crate::{
     decision::State as PaymentState,
     store::console::{
         After,
-        payments::{self as store, Payment, Wanted},
+        payments::{self as store, ListedPayment, Wanted},
     },
 };
 
@@ -93,7 +93,7 @@ fn understand(asked: &Asked) -> Result<Wanted, (&'static str, &'static str)> {
 }
 
 /// Where a page ends, in an address: microseconds and payment id.
-fn write_after(payment: &Payment) -> String {
+fn write_after(payment: &ListedPayment) -> String {
     format!("{}.{}", payment.created_at.unix_timestamp_nanos() / 1_000, payment.payment_id)
 }
 
@@ -110,7 +110,7 @@ struct PaymentsPage {
     frame: Frame,
     form: Filled,
     statuses: &'static [&'static str],
-    payments: Vec<Payment>,
+    payments: Vec<ListedPayment>,
     trouble: Option<&'static str>,
     first: Option<String>,
     next: Option<String>,
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_page_goes_on_where_the_one_before_ended() {
-        let payment = Payment {
+        let payment = ListedPayment {
             payment_id: Uuid::from_u128(7),
             caller: "shop".into(),
             amount_minor: 1,

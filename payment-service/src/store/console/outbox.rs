@@ -14,7 +14,7 @@ pub(crate) const PENDING_COUNTED_MAX: i64 = 10_000;
 /// How a relay stands.
 #[derive(Clone, Debug, FromRow)]
 pub(crate) struct Relay {
-    pub(crate) relay: String,
+    pub(crate) name: String,
     /// Host and process id of the leader that saved last.
     pub(crate) leader: Option<String>,
     /// Whether somebody holds the leader lock now.
@@ -35,7 +35,7 @@ pub(crate) struct Relay {
 /// `outbox.pending`, each read along its index from the oldest on and no further than it is counted.
 pub(crate) async fn relays(pool: &PgPool) -> Result<Vec<Relay>, sqlx::Error> {
     sqlx::query_as(
-        "SELECT c.relay, c.leader, l.lock_session_pid IS NOT NULL AS led, p.pending,
+        "SELECT c.relay AS name, c.leader, l.lock_session_pid IS NOT NULL AS led, p.pending,
                 extract(epoch FROM clock_timestamp() - p.oldest_at)::float8 AS oldest_seconds,
                 (SELECT count(*) FROM (SELECT FROM outbox.parked k
                      WHERE k.relay = c.relay AND k.released_at IS NULL AND k.reason IS NOT NULL LIMIT $2) AS k) AS parked,
@@ -69,7 +69,7 @@ pub(crate) async fn relays(pool: &PgPool) -> Result<Vec<Relay>, sqlx::Error> {
 
 /// An event, and how far its relays have brought it.
 #[derive(Clone, Debug, FromRow)]
-pub(crate) struct Event {
+pub(crate) struct Appended {
     pub(crate) event_id: Uuid,
     pub(crate) event_type: String,
     pub(crate) created_at: OffsetDateTime,
@@ -86,7 +86,7 @@ pub(crate) struct Event {
 }
 
 /// Events of these ids, with their publication. Some may be gone: an outbox keeps its events for days.
-pub(crate) async fn events(pool: &PgPool, event_ids: &[Uuid]) -> Result<Vec<Event>, sqlx::Error> {
+pub(crate) async fn events(pool: &PgPool, event_ids: &[Uuid]) -> Result<Vec<Appended>, sqlx::Error> {
     sqlx::query_as(
         "SELECT e.event_id, e.event_type, e.created_at, p.published_at, p.leader, p.ranges,
                 k.id IS NOT NULL AS parked, k.reason AS parked_reason
@@ -129,7 +129,7 @@ pub(crate) async fn first_event_of(
 
 /// An event that cannot be published.
 #[derive(Clone, Debug, FromRow)]
-pub(crate) struct Parked {
+pub(crate) struct ParkedEvent {
     pub(crate) relay: String,
     pub(crate) event_id: Uuid,
     pub(crate) event_type: String,
@@ -147,7 +147,7 @@ const PARKED: &str = "SELECT p.relay, p.event_id, p.event_type, p.aggregate_id, 
     FROM outbox.parked p WHERE p.released_at IS NULL AND p.reason IS NOT NULL";
 
 /// Events that cannot be published, key by key, `limit` at most.
-pub(crate) async fn parked(pool: &PgPool, limit: i64) -> Result<Vec<Parked>, sqlx::Error> {
+pub(crate) async fn parked(pool: &PgPool, limit: i64) -> Result<Vec<ParkedEvent>, sqlx::Error> {
     let mut query = sqlx::QueryBuilder::new(PARKED);
     query.push(" ORDER BY p.relay, p.aggregate_id, p.id LIMIT ").push_bind(limit);
     query.build_query_as().fetch_all(pool).await
@@ -158,7 +158,7 @@ pub(crate) async fn parked_event(
     pool: &PgPool,
     relay: &str,
     event_id: Uuid,
-) -> Result<Option<Parked>, sqlx::Error> {
+) -> Result<Option<ParkedEvent>, sqlx::Error> {
     let mut query = sqlx::QueryBuilder::new(PARKED);
     query
         .push(" AND p.event_id = ")

@@ -31,7 +31,7 @@ pub(crate) struct Wanted {
 
 /// A payment, for a list.
 #[derive(Clone, Debug, FromRow)]
-pub(crate) struct Payment {
+pub(crate) struct ListedPayment {
     pub(crate) payment_id: Uuid,
     pub(crate) caller: String,
     pub(crate) amount_minor: i64,
@@ -44,7 +44,7 @@ pub(crate) struct Payment {
     pub(crate) updated_at: OffsetDateTime,
 }
 
-/// The columns of a [`Payment`].
+/// The columns of a [`ListedPayment`].
 const PAYMENT: &str = "p.payment_id, p.caller, p.amount_minor, p.currency, p.merchant_reference, p.status, p.review_reason, p.trace_id,
     p.created_at, p.updated_at";
 
@@ -109,7 +109,11 @@ fn narrow(query: &mut QueryBuilder<Postgres>, wanted: &Wanted, limit: i64) {
 }
 
 /// Payments, newest first. A text is looked for in all places at once; each is read along its index, and no further than the page needs.
-pub(crate) async fn list(pool: &PgPool, wanted: &Wanted, limit: i64) -> Result<Vec<Payment>, sqlx::Error> {
+pub(crate) async fn list(
+    pool: &PgPool,
+    wanted: &Wanted,
+    limit: i64,
+) -> Result<Vec<ListedPayment>, sqlx::Error> {
     let mut query: QueryBuilder<Postgres>;
     match &wanted.text {
         None => {
@@ -136,7 +140,7 @@ pub(crate) async fn list(pool: &PgPool, wanted: &Wanted, limit: i64) -> Result<V
 
 /// A payment order.
 #[derive(Clone, Debug, FromRow)]
-pub(crate) struct PaymentOrder {
+pub(crate) struct ShownOrder {
     pub(crate) payment_order_id: Uuid,
     pub(crate) r#try: i32,
     pub(crate) psp: String,
@@ -186,14 +190,14 @@ pub(crate) struct SetAsideRecord {
 }
 
 /// The payment with this id.
-pub(crate) async fn payment(pool: &PgPool, payment_id: Uuid) -> Result<Option<Payment>, sqlx::Error> {
+pub(crate) async fn payment(pool: &PgPool, payment_id: Uuid) -> Result<Option<ListedPayment>, sqlx::Error> {
     let mut query = QueryBuilder::new("SELECT ");
     query.push(PAYMENT).push(" FROM payments.payments p WHERE p.payment_id = ").push_bind(payment_id);
     query.build_query_as().fetch_optional(pool).await
 }
 
 /// A payment's orders, in the order in which they were tried.
-pub(crate) async fn orders(pool: &PgPool, payment_id: Uuid) -> Result<Vec<PaymentOrder>, sqlx::Error> {
+pub(crate) async fn orders(pool: &PgPool, payment_id: Uuid) -> Result<Vec<ShownOrder>, sqlx::Error> {
     sqlx::query_as(
         "SELECT payment_order_id, try, psp, state, psp_reference, error_code, error_message, review_reason,
                 split_part(traceparent, '-', 2) AS trace_id, expires_at, created_at
