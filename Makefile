@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test test-contracts test-api bench-relay bench-takeover bench-executor bench-consumer bench-api lint sql stop clean setup
+.PHONY: help demo run faults test test-contracts test-api test-console bench-relay bench-takeover bench-executor bench-consumer bench-api lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -36,6 +36,10 @@ ADYEN_OPENAPI ?=
 # What `make test-api` installs, pinned, and how much it asks of each operation.
 SCHEMATHESIS := schemathesis@4.32.5
 EXAMPLES ?= 50
+
+# What `make test-console` installs, pinned; a folder keeps two pictures of what the browser saw.
+AXE := axe-core@4.10.3
+SCREENSHOTS ?=
 
 # What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
 EVENTS ?= 1000000
@@ -129,6 +133,24 @@ test-api: setup ## Hold every answer of the running API against its OpenAPI docu
 	fi
 	exec $(TESTBED) test-api --schemathesis "$$venv/bin/schemathesis" --examples $(EXAMPLES) --seed $(SEED)
 
+test-console: BROWSER := yes
+test-console: setup ## Drive the console in a real browser, on the real parts (SCREENSHOTS=folder keeps pictures)
+	@tools=$(or $(PAYMENT_OUTBOX_HOME),$(CARGO_TARGET_DIR),target)/tools
+	axe="$$tools/$(AXE)/node_modules/axe-core/axe.min.js"
+	if [ ! -f "$$axe" ] && command -v npm >/dev/null; then
+		npm install --silent --no-fund --no-audit --ignore-scripts --prefix "$$tools/$(AXE)" $(AXE) >&2
+	fi
+	if [ ! -f "$$axe" ]; then
+		echo "test-console: SKIPPED: accessibility is not checked by axe-core, as npm is missing, which installs it" >&2
+		axe=
+	fi
+	# As `make test` builds everything, so that nothing is built a second time.
+	$(CARGO) build --workspace --all-targets $(FAILPOINTS)
+	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
+	$(TESTBED) up
+	CHROMEDRIVER=$$(command -v chromedriver) CHROMIUM=$$(command -v chromium) AXE=$${axe:+$$(realpath "$$axe")} \
+		SCREENSHOTS=$(if $(SCREENSHOTS),$$(realpath -m "$(SCREENSHOTS)")) $(CARGO) test --workspace $(FAILPOINTS) --test console -- --nocapture
+
 bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
 	@$(CARGO) build --release --workspace --bins
 	exec $(or $(CARGO_TARGET_DIR),target)/release/testbed bench-relay --events $(EVENTS) --rates $(RATES) --seconds $(SECONDS) \
@@ -182,7 +204,8 @@ setup:
 	java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"
 	version=$$("$$java" -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' | head -n 1 || true)
 	java_is_missing=; if [ "$${version:-0}" -lt 17 ]; then java_is_missing=yes; fi
-	for pair in mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils psql:postgresql-client python3:python3 pgbouncer:pgbouncer; do
+	pairs=(); if [ -n "$(BROWSER)" ]; then pairs=(chromium:chromium chromedriver:chromium-driver); fi
+	for pair in "$${pairs[@]}" mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils psql:postgresql-client python3:python3 pgbouncer:pgbouncer; do
 		command -v "$${pair%%:*}" >/dev/null || packages+=("$${pair##*:}")
 	done
 	# The headers may lie elsewhere, under a compiler of its own: so the compiler is asked, not the file system.

@@ -2,7 +2,8 @@
 -- and takes the passwords from the environment.
 --
 -- payment_outbox owns both databases and runs the migrations; each process has a role of its own, which the migrations
--- grant what it needs and nothing else; operator reads everything. No role may enter a database that is not its own.
+-- grant what it needs and nothing else; operator reads everything, and console is what the payment service's pages for operators read and
+-- ask through, in both databases. No role may enter a database that is not its own.
 
 \set ON_ERROR_STOP on
 \getenv owner_password OWNER_PASSWORD
@@ -10,6 +11,7 @@
 \getenv payment_service_password PAYMENT_SERVICE_PASSWORD
 \getenv relay_password RELAY_PASSWORD
 \getenv operator_password OPERATOR_PASSWORD
+\getenv console_password CONSOLE_PASSWORD
 \getenv registry_password REGISTRY_PASSWORD
 
 CREATE ROLE payment_outbox LOGIN PASSWORD :'owner_password';
@@ -17,6 +19,7 @@ CREATE ROLE executor LOGIN PASSWORD :'executor_password';
 CREATE ROLE payment_service LOGIN PASSWORD :'payment_service_password';
 CREATE ROLE relay LOGIN PASSWORD :'relay_password';
 CREATE ROLE operator LOGIN PASSWORD :'operator_password';
+CREATE ROLE console LOGIN PASSWORD :'console_password';
 -- For the schema registry, which keeps the schemas and their ids.
 CREATE ROLE registry LOGIN PASSWORD :'registry_password';
 
@@ -25,5 +28,5 @@ CREATE DATABASE executor OWNER payment_outbox;
 CREATE DATABASE registry OWNER registry;
 
 REVOKE CONNECT, TEMPORARY ON DATABASE payments, executor, registry FROM PUBLIC;
-GRANT CONNECT ON DATABASE payments TO payment_service, relay, operator;
-GRANT CONNECT ON DATABASE executor TO executor, relay, operator;
+GRANT CONNECT ON DATABASE payments TO payment_service, relay, operator, console;
+GRANT CONNECT ON DATABASE executor TO executor, relay, operator, console;

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, extract::ConnectInfo};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -91,11 +91,18 @@ async fn accept(
 }
 
 async fn converse(stream: TcpStream, router: Router, limits: Limits, shutdown: Shutdown) {
+    let peer = stream.peer_addr().ok().map(ConnectInfo);
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "setting TCP_NODELAY failed");
     }
-    let service =
-        service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        // Who it is that sends, as far as a network can tell.
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
+        router.clone().oneshot(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.headers_within)

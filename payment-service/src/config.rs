@@ -71,6 +71,28 @@ pub struct Config {
     /// How often results that came before their payment order are tried again.
     #[arg(long, env = "ORPHAN_RETRY", default_value = "5s")]
     pub orphan_retry: humantime::Duration,
+    /// The console.
+    #[command(flatten)]
+    pub console: ConsoleConfig,
+}
+
+/// The console, which is there if it has a way to its database.
+#[derive(Args, Clone, Debug)]
+pub struct ConsoleConfig {
+    /// Connection URL of the console's role (`migrate --console`) in the service's database. Without it there is no console.
+    #[arg(long, env = "CONSOLE_DATABASE_URL", hide_env_values = true)]
+    pub console_database_url: Option<SecretString>,
+    /// Connection URL of the console's role in the executor's database (`executor migrate --reader`, `outbox-relay migrate --operator`),
+    /// which nothing but the console reads. Without it, what the executor did is not shown.
+    #[arg(long, env = "EXECUTOR_DATABASE_URL", hide_env_values = true)]
+    pub executor_database_url: Option<SecretString>,
+    /// What browsers call the console: scheme, host and port, such as https://console.example.com. Needed unless the service listens on
+    /// loopback; http is for loopback alone.
+    #[arg(long, env = "CONSOLE_ORIGIN")]
+    pub console_origin: Option<String>,
+    /// How long an operator stays signed in.
+    #[arg(long, env = "CONSOLE_SESSION", default_value = "8h", value_parser = session)]
+    pub console_session: humantime::Duration,
 }
 
 impl Config {
@@ -106,6 +128,9 @@ pub struct MigrateConfig {
     /// Role that may read everything, ask for what `quarantine redrive` and `discard` offer, and make and revoke tokens; may be repeated.
     #[arg(long = "operator")]
     pub operators: Vec<String>,
+    /// Role of the console; may be repeated.
+    #[arg(long = "console")]
+    pub consoles: Vec<String>,
 }
 
 /// What every operators' command is given.
@@ -286,6 +311,17 @@ fn order_lifetime(text: &str) -> Result<humantime::Duration, String> {
     }
     if *lifetime > ORDER_LIFETIME_MAX {
         return Err("more than 12h: PSPs forget idempotency keys after 24h, and what is begun then may be a second charge".to_owned());
+    }
+    Ok(lifetime)
+}
+
+/// Longest time for which somebody stays signed in: a working day, and no night.
+const SESSION_MAX: Duration = Duration::from_hours(24);
+
+fn session(text: &str) -> Result<humantime::Duration, String> {
+    let lifetime: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    if *lifetime < Duration::from_secs(1) || *lifetime > SESSION_MAX {
+        return Err("between 1s and 24h".to_owned());
     }
     Ok(lifetime)
 }

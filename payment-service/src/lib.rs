@@ -1,6 +1,8 @@
 //! The payment service: owns every payment state.
 //!
 //! ```text
+//! GET /console -> console: pages for operators, of this database and of the executor's
+//!
 //! POST /v1/payments -> api -> payments: key + payment + order + audit + outbox event, one transaction -> 201
 //! POST …/retry ------> api -> retries: another order after a definite failure, the same way -> 201
 //! POST …/resolve ----> api -> resolutions: a person ends a review, audit first -> 200
@@ -39,6 +41,7 @@ mod assignment;
 pub mod audit;
 pub mod commands;
 pub mod config;
+mod console;
 pub mod consumer;
 mod currency;
 mod dead_letters;
@@ -76,6 +79,7 @@ use tokio::net::TcpListener;
 use crate::{
     api::{Api, ApiSettings},
     config::{Config, MigrateConfig},
+    console::Console,
     consumer::PspResultUpdateConsumer,
     dead_letters::DeadLetters,
     metrics::Metrics,
@@ -124,7 +128,12 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
         requests_max: config.requests_max,
         rate_per_token: config.rate_per_token,
     };
-    let router = Api::new(pool, Arc::clone(&metrics), tokens, settings, shutdown).router();
+    let console =
+        Console::new(&config.console, addresses.api, (pool.clone(), tokens.clone()), Arc::clone(&metrics))?;
+    let mut router = Api::new(pool, Arc::clone(&metrics), tokens, settings, shutdown).router();
+    if let Some(console) = console {
+        router = router.merge(console.router());
+    }
     let limits = Limits {
         connections_max: config.connections_max,
         headers_within: config.headers_timeout.into(),
@@ -174,6 +183,9 @@ pub async fn migrate(config: &MigrateConfig) -> anyhow::Result<()> {
     }
     for role in &config.operators {
         sqlx::query("SELECT payments.grant_operator($1::name)").bind(role).execute(&mut connection).await?;
+    }
+    for role in &config.consoles {
+        sqlx::query("SELECT payments.grant_console($1::name)").bind(role).execute(&mut connection).await?;
     }
     connection.close().await?;
     Ok(())

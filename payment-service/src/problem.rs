@@ -130,6 +130,11 @@ impl Problem {
         Self { kind, detail: None, header: None }
     }
 
+    /// What was wrong, for people.
+    pub(crate) fn detail(&self) -> Option<&str> {
+        self.detail.as_deref()
+    }
+
     fn because(self, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..self }
     }

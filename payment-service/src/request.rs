@@ -256,7 +256,8 @@ fn redacted(error: &serde_json::Error, fields: &str) -> String {
         }
     }
     // The words that are known are ours; the one that is not could be anything.
-    if let Some((_, known)) = text.rsplit_once(", expected ").filter(|_| text.starts_with("unknown variant")) {
+    if let Some((_, known)) = text.rsplit_once(", expected ").filter(|_| text.starts_with("unknown variant"))
+    {
         return format!("a field has a word that is not known: expected {known}");
     }
     if text.starts_with("unknown field") || text.starts_with("unknown variant") {

@@ -65,10 +65,23 @@ pub async fn retry(
     request: RetryRequest,
     order_lifetime: Duration,
 ) -> Result<Retried, sqlx::Error> {
-    let retried = transaction(pool, move |tx| {
-        Box::pin(async move { retry_in(tx, &key, payment_id, &request, order_lifetime).await })
-    });
-    retried.await.or_else(Undone::outcome)
+    let attempt = || {
+        let (key, request) = (key.clone(), request.clone());
+        transaction(pool, move |tx| {
+            Box::pin(async move { retry_in(tx, &key, payment_id, &request, order_lifetime).await })
+        })
+    };
+    let mut retried = attempt().await;
+    if matches!(&retried, Err(Undone::Database(error)) if id_is_taken(error)) {
+        // Another payment's retry under this key was committed meanwhile: its key is seen now, and says so. If none is, the id is that of
+        // a payment order whose key is no longer kept.
+        retried = attempt().await;
+    }
+    retried.or_else(Undone::outcome)
+}
+
+fn id_is_taken(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::constraint) == Some("payment_orders_pkey")
 }
 
 async fn retry_in(

@@ -1,8 +1,9 @@
 //! All SQL of this process and nothing else: here what the API needs, in [`results`] what applying results needs, and beside it what
-//! the quarantine, its operators, the audit and the tokens need.
+//! the quarantine, its operators, the audit, the tokens and the console need.
 
 pub(crate) mod audit;
 pub(crate) mod commands;
+pub(crate) mod console;
 pub(crate) mod idempotency;
 pub(crate) mod quarantine;
 pub(crate) mod resolutions;

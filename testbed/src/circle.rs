@@ -223,10 +223,22 @@ impl<'a> Plan<'a> {
     /// The outbox first: the service's own migration builds on it.
     async fn migrate(&self, database: &TestDatabase, service: &str, role: &str) -> Result<()> {
         let environment = self.environment(service, &[("DATABASE_URL", database.url(OWNER))]);
-        let outbox = ["migrate", "--writer", role, "--relay", "relay", "--operator", "operator"];
+        let outbox = [
+            "migrate",
+            "--writer",
+            role,
+            "--relay",
+            "relay",
+            "--operator",
+            "operator",
+            "--operator",
+            "console",
+        ];
         run_once(&binary("outbox-relay")?, &outbox, &environment).await?;
-        let operator = if service == "payment-service" { "--operator" } else { "--reader" };
-        let own = ["migrate", "--service", role, operator, "operator"];
+        // Each knows its readers; the payment service knows who of them may ask for something, too.
+        let (operator, console) =
+            if service == "payment-service" { ("--operator", "--console") } else { ("--reader", "--reader") };
+        let own = ["migrate", "--service", role, operator, "operator", console, "console"];
         run_once(&binary(service)?, &own, &environment).await?;
         Ok(())
     }
@@ -342,6 +354,8 @@ impl<'a> Plan<'a> {
         let mut environment = self.kafka_and_registry();
         environment.extend([
             ("DATABASE_URL", self.payments.url("payment_service")),
+            ("CONSOLE_DATABASE_URL", self.payments.url("console")),
+            ("EXECUTOR_DATABASE_URL", self.executions.url("console")),
             ("LISTEN", self.api.clone()),
             ("RESULTS_TOPIC", results_topic.to_owned()),
             ("CONSUMER_GROUP", results_group.to_owned()),

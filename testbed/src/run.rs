@@ -72,6 +72,7 @@ fn print(stack: &Stack, circle: &Circle) {
     }
     println!("\nOur processes (each has /metrics, /readyz and /livez)");
     println!("  {:<18} {}/v1/payments", "API", circle.api_url);
+    println!("  {:<18} {}/console", "console", circle.api_url);
     println!("  {:<18} {}/simulator/ledger", "PSP's ledger", circle.simulator_url);
     for service in circle.services() {
         println!("  {:<18} {}", service.name(), service.admin_url());

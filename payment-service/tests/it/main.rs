@@ -4,6 +4,7 @@
 mod access;
 mod api;
 mod client;
+mod console;
 mod consumer;
 mod contradictions;
 mod database;

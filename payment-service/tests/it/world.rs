@@ -93,11 +93,15 @@ impl World {
             services: vec!["payment_service".into()],
             readers: Vec::new(),
             operators: vec!["operator".into()],
+            consoles: vec!["console".into()],
         };
         payment_service::migrate(&migrate()).await.unwrap();
         payment_service::migrate(&migrate()).await.expect("a second time changes nothing");
         let pool = PgPoolOptions::new().max_connections(4).connect(&owner).await.unwrap();
-        sqlx::query("SELECT outbox.grant_writer('payment_service')").execute(&pool).await.unwrap();
+        sqlx::query("SELECT outbox.grant_writer('payment_service'), outbox.grant_operator('console')")
+            .execute(&pool)
+            .await
+            .unwrap();
         for (caller, role, token) in [
             ("shop", "merchant", TOKEN),
             ("another", "merchant", OTHER_TOKEN),
@@ -168,6 +172,31 @@ impl World {
         }
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         arguments
+    }
+
+    /// The same, with the console.
+    pub(crate) async fn start_with_console(&self, more: &[&str]) -> Running {
+        let url = self.db.url("console");
+        self.start(&[&["--console-database-url", &url], more].concat()).await
+    }
+
+    /// A new token.
+    pub(crate) async fn token(&self, caller: &str, role: &str) -> String {
+        let token = payment_service::tokens::generate().unwrap();
+        let token = secrecy::ExposeSecret::expose_secret(&token).to_owned();
+        sqlx::query("SELECT payments.create_token($1, $2, sha256($3), NULL)")
+            .bind(caller)
+            .bind(role)
+            .bind(token.as_bytes())
+            .execute(&self.pool)
+            .await
+            .unwrap();
+        token
+    }
+
+    /// Its database, as one of the roles.
+    pub(crate) async fn as_role(&self, role: &str) -> PgPool {
+        PgPoolOptions::new().max_connections(1).connect(&self.db.url(role)).await.unwrap()
     }
 
     pub(crate) async fn start(&self, more: &[&str]) -> Running {

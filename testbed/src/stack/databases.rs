@@ -1,7 +1,7 @@
 //! Databases and roles of one PostgreSQL server: every test gets a database of its own.
 //!
-//! The roles are those of a real installation: one owner that runs migrations, one per service, the relay and an
-//! operator who only reads. None is a superuser.
+//! The roles are those of a real installation: one owner that runs migrations, one per service, the relay, the console and
+//! an operator who only reads. None is a superuser.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use super::home::made_at;
 /// Owns every database and runs the migrations.
 pub const OWNER: &str = "payment_outbox";
 /// Log in to do one job each.
-pub const ROLES: [&str; 5] = [OWNER, "executor", "payment_service", "relay", "operator"];
+pub const ROLES: [&str; 6] = [OWNER, "executor", "payment_service", "relay", "operator", "console"];
 /// A test that runs longer than this loses its database when nobody is connected to it.
 const SPENT_AFTER: Duration = Duration::from_hours(2);
 
