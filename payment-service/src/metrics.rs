@@ -84,6 +84,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers all metrics.
+    #[expect(clippy::too_many_lines, reason = "a list, one metric after the other")]
     pub fn new(registry: &Registry) -> anyhow::Result<Arc<Self>> {
         let of = Make(registry);
         let metrics = Self {

@@ -99,16 +99,15 @@ async fn retry_in(
     }
     let tries = results::orders_of_payments(tx, &[payment_id]).await?;
     let tries: Vec<_> = tries.into_iter().map(|(_, state, reason)| (state, reason)).collect();
-    let answer = match may_retry(&tries) {
-        Err(refusal) => Err(Refused { detail: refusal.detail().to_owned() }),
-        Ok(()) => {
-            let order = new_order(retries::last_order(tx, payment_id).await?, key, request, order_lifetime);
-            retries::insert_order(tx, &order).await?;
-            append_requests(tx, &[(&order, &terms, None)]).await?;
-            let (status, reason) = payment_state(&[&tries[..], &[(State::Created, None)]].concat());
-            results::update_payments(tx, &[(payment_id, status, reason)]).await?;
-            Ok(answer(order, status))
-        }
+    let answer = if let Err(refusal) = may_retry(&tries) {
+        Err(Refused { detail: refusal.detail().to_owned() })
+    } else {
+        let order = new_order(retries::last_order(tx, payment_id).await?, key, request, order_lifetime);
+        retries::insert_order(tx, &order).await?;
+        append_requests(tx, &[(&order, &terms, None)]).await?;
+        let (status, reason) = payment_state(&[&tries[..], &[(State::Created, None)]].concat());
+        results::update_payments(tx, &[(payment_id, status, reason)]).await?;
+        Ok(answer(order, status))
     };
     if !idempotency::take_either(tx, key, payment_id, (CREATED, &answer)).await? {
         return Err(Undone::KeyTaken);

@@ -212,12 +212,14 @@ async fn perform(command: Command) -> Result<ExitCode> {
         Command::TestApi { schemathesis, examples, seed } => {
             return check_api(&Contract { schemathesis, examples, seed }).await;
         }
-        Command::BenchApi { rate, seconds } => return benchmark_api(ApiBench { rate, seconds }).await,
+        Command::BenchApi { rate, seconds } => {
+            return benchmark_api(ApiBench { rate, seconds }).await;
+        }
         Command::BenchRelay { events, rates, seconds, saves, peer } => {
             return benchmark(&Bench { events, rates, seconds, saves, peer }).await;
         }
         Command::BenchExecutor { orders, rates, seconds } => {
-            return benchmark_executor(&ExecutorBench { orders, rates, seconds }).await;
+            return Box::pin(benchmark_executor(&ExecutorBench { orders, rates, seconds })).await;
         }
         Command::BenchConsumer { events, seconds, sustained } => {
             return benchmark_consumer(&ConsumerBench { events, seconds, sustained }).await;

@@ -82,7 +82,7 @@ async fn a_payment_is_tried_again_after_a_definite_failure_alone() {
     // It succeeds, and is paid; then the first one turns out to have been charged as well.
     world
         .send(&with(result(third.id("payment_order_id"), "SUCCESSFUL"), |event| {
-            event.reference = Some("a".into())
+            event.reference = Some("a".into());
         }))
         .await;
     world.until("SELECT count(*) FROM payments.payments WHERE status = 'SUCCESSFUL'", 2).await;
