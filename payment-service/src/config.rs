@@ -86,7 +86,7 @@ pub struct ConsoleConfig {
     /// which nothing but the console reads. Without it, what the executor did is not shown.
     #[arg(long, env = "EXECUTOR_DATABASE_URL", hide_env_values = true)]
     pub executor_database_url: Option<SecretString>,
-    /// What browsers call the console: scheme, host and port, such as `https://console.example.com.` Needed unless the service listens on
+    /// What browsers call the console: scheme, host and port, such as `https://console.example.com`. Needed unless the service listens on
     /// loopback; http is for loopback alone.
     #[arg(long, env = "CONSOLE_ORIGIN")]
     pub console_origin: Option<String>,
