@@ -630,9 +630,9 @@ async fn pages_walk_along_indexes_however_many_rows_there_are() {
     ] {
         grace.page(&page).await;
         let after = read().await;
-        // At a glance: 5,000 rows of the audit, 1,000 of each list that is counted; and a session may report two pages at once. 100,000
+        // At a glance: 5,000 rows of the audit, 1,000 of each list that is counted; and a session may report several pages at once. 100,000
         // would be a table.
-        assert!(after - before < 30_000, "{page} has read {} rows", after - before);
+        assert!(after - before < 60_000, "{page} has read {} rows", after - before);
         before = after;
     }
     service.stop().await;

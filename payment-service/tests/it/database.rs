@@ -101,6 +101,7 @@ const GRANTED: &[Granted] = &[
     granted("payment_service", "command_items", READS, &["outcome", "reason", "finished_at"]),
     granted("payment_service", "api_tokens", READS, &[]),
     granted("operator", "api_tokens", READS, &[]),
+    granted("operator", "console_sessions", READS, &[]),
     granted("operator", "payments", READS, &[]),
     granted("operator", "payment_orders", READS, &[]),
     granted("operator", "payment_order_transitions", READS, &[]),

@@ -91,7 +91,7 @@ async fn a_tokens_row_changes_once_and_is_never_forgotten() {
         "UPDATE payments.api_tokens SET role = 'operator' WHERE caller = 'shop'",
         "UPDATE payments.api_tokens SET caller = 'other', revoked_at = now(), revoked_by = 'x' WHERE caller = 'shop'",
         "DELETE FROM payments.api_tokens",
-        "TRUNCATE payments.api_tokens",
+        "TRUNCATE payments.api_tokens CASCADE",
     ] {
         assert!(refused(&mut owner, sql).await.contains("append-only"), "{sql}");
     }
