@@ -19,6 +19,7 @@ use crate::{
     decision::{ReviewReason, State, payment_state},
     idempotency::{self, Key, OK, Outcome, Refused, Undone},
     intervention,
+    metrics::Metrics,
     payments::now,
     request::ResolutionRequest,
     store::{
@@ -60,6 +61,7 @@ pub type Resolved = Option<Outcome<Result<PaymentOrderResolved, Refused>>>;
 /// Resolves a payment order in the name of the key's caller, once per key.
 pub async fn resolve(
     pool: &PgPool,
+    metrics: &Metrics,
     key: Key,
     payment_order_id: Uuid,
     request: ResolutionRequest,
@@ -67,7 +69,12 @@ pub async fn resolve(
     let resolved = transaction(pool, move |tx| {
         Box::pin(async move { resolve_in(tx, &key, payment_order_id, &request).await })
     });
-    resolved.await.or_else(Undone::outcome)
+    let resolved = resolved.await.or_else(Undone::outcome)?;
+    if let Some(Outcome::New(Ok(PaymentOrderResolved { state, operator, .. }))) = &resolved {
+        metrics.reviews_resolved.with_label_values(&[state]).inc();
+        tracing::info!(%payment_order_id, state, operator, "payment order resolved by a person");
+    }
+    Ok(resolved)
 }
 
 async fn resolve_in(

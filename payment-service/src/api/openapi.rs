@@ -10,7 +10,7 @@ use axum::{
 use utoipa::{
     IntoParams, IntoResponses, OpenApi,
     openapi::{
-        Content, Ref, RefOr, Response as Documented, ResponseBuilder,
+        Content, Header, HeaderBuilder, Object, Ref, RefOr, Response as Documented, ResponseBuilder, Type,
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -91,15 +91,38 @@ fn problems(kinds: &[Kind]) -> BTreeMap<String, RefOr<Documented>> {
     for kind in kinds {
         of_status.entry(kind.status().as_str().to_owned()).or_default().push(kind.word());
     }
-    let answer = |words: Vec<&str>| {
+    let answer = |status: &str, words: Vec<&str>| {
         let schema = Ref::from_schema_name("Problem");
-        ResponseBuilder::new()
+        let answer = ResponseBuilder::new()
             .description(words.join(", "))
-            .content("application/problem+json", Content::new(Some(schema)))
-            .build()
-            .into()
+            .content("application/problem+json", Content::new(Some(schema)));
+        let answer = match refusal_header(status) {
+            Some((name, header)) => answer.header(name, header),
+            None => answer,
+        };
+        answer.build().into()
     };
-    of_status.into_iter().map(|(status, words)| (status, answer(words))).collect()
+    of_status.into_iter().map(|(status, words)| (status.clone(), answer(&status, words))).collect()
+}
+
+/// What a refusal of this status has beside its body: always, or for some of its kinds (409).
+fn refusal_header(status: &str) -> Option<(&'static str, Header)> {
+    let header =
+        |kind, words| HeaderBuilder::new().schema(Some(Object::with_type(kind))).description(Some(words)).build();
+    match status {
+        "401" => Some(("WWW-Authenticate", header(Type::String, "Bearer"))),
+        "409" => Some((
+            "Retry-After",
+            header(
+                Type::Integer,
+                "Of a request that is being worked on: seconds until its answer may be there",
+            ),
+        )),
+        "429" | "503" => {
+            Some(("Retry-After", header(Type::Integer, "Seconds until the request may be sent again")))
+        }
+        _ => None,
+    }
 }
 
 /// Declares what a sort of route may refuse, on top of what every one may.

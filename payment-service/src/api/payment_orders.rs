@@ -19,7 +19,7 @@ use super::{
     openapi::{IdempotencyKey, Resolving, Showing},
 };
 use crate::{
-    idempotency::{Key, Operation, Outcome},
+    idempotency::{Key, Operation},
     problem::Problem,
     request::ResolutionRequest,
     resolutions::{self, PaymentOrderResolved},
@@ -80,13 +80,9 @@ pub(super) async fn resolve(
     let request = ResolutionRequest::read(&body)?;
     let fingerprint = request.fingerprint(payment_order_id);
     let key = Key { caller, operation: Operation::ResolvePaymentOrder, key, fingerprint };
-    let resolved = resolutions::resolve(&api.0.pool, key, payment_order_id, request)
+    let resolved = resolutions::resolve(&api.0.pool, &api.0.metrics, key, payment_order_id, request)
         .await
         .map_err(|error| api.keyed_problem(&error, ""))?
         .ok_or_else(Problem::not_found)?;
-    if let Outcome::New(Ok(PaymentOrderResolved { state, operator, .. })) = &resolved {
-        api.0.metrics.reviews_resolved.with_label_values(&[state]).inc();
-        tracing::info!(%payment_order_id, state, operator, "payment order resolved by a person");
-    }
     Ok(api.keyed_answer(StatusCode::OK, resolved, Problem::resolution_refused))
 }

@@ -148,8 +148,7 @@ pub(super) async fn list(
         payments.truncate(limit);
         more
     });
-    let place = |last: &PaymentRow| Place { created_at: last.created_at, payment_id: last.payment_id };
-    let next_cursor = payments.last().filter(|_| more).map(|last| place(last).cursor());
+    let next_cursor = payments.last().filter(|_| more).map(|last| Place::of(last).cursor());
     Ok(Json(PaymentsPage { payments, next_cursor }).into_response())
 }
 

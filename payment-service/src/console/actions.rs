@@ -271,8 +271,11 @@ async fn order(
 ) -> Result<i64, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let command = commands::request(&mut connection, kind.word(), &selection.to_json()?, name).await?;
+    // Asked for it is, whatever becomes of looking after it.
     let until = Instant::now() + DONE_WITHIN;
-    while commands::result(&mut connection, command).await?.open > 0 && Instant::now() < until {
+    while matches!(commands::result(&mut connection, command).await, Ok(result) if result.open > 0)
+        && Instant::now() < until
+    {
         sleep(LOOK_EVERY).await;
     }
     Ok(command)

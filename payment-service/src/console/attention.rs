@@ -9,7 +9,6 @@ use axum::{
 };
 use serde::Deserialize;
 use sqlx::PgPool;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
@@ -18,11 +17,14 @@ use super::{
     pages::{Frame, Live, Room, Trouble, address, amount, counted, encoded, moment, page},
     session::SignedIn,
 };
-use crate::store::console::{
-    After, COUNTED_MAX,
-    attention::{self as store, InReview, Quarantined},
-    executor::{self, Waiting},
-    outbox::{self, ParkedEvent},
+use crate::{
+    search::Place,
+    store::console::{
+        COUNTED_MAX,
+        attention::{self as store, InReview, Quarantined},
+        executor::{self, Waiting},
+        outbox::{self, ParkedEvent},
+    },
 };
 
 const PATH: &str = "/console/attention";
@@ -55,16 +57,10 @@ struct AttentionPage {
 #[serde(default)]
 pub(super) struct Asked {
     live: String,
-    /// In review, and made later than this payment: microseconds and payment id.
+    /// In review, and made later than at this place.
     review: String,
     /// In quarantine behind this record.
     quarantine: String,
-}
-
-fn read_after(text: &str) -> Option<After<Uuid>> {
-    let (micros, id) = text.split_once('.')?;
-    let nanos = i128::from(micros.parse::<i64>().ok()?) * 1_000;
-    Some(After { at: OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?, id: Uuid::parse_str(id).ok()? })
 }
 
 const NO_EXECUTOR: &str =
@@ -78,7 +74,7 @@ pub(super) async fn show(
 ) -> Response {
     let parts = &console.0;
     let asked = asked.map(|Query(asked)| asked).unwrap_or_default();
-    let (review_after, quarantine_after) = (read_after(&asked.review), asked.quarantine.parse().ok());
+    let (review_after, quarantine_after) = (Place::from_cursor(&asked.review), asked.quarantine.parse().ok());
     let (mut frame, review, quarantine, requests, results, waiting) = tokio::join!(
         console.frame(&who, Room::Attention),
         store::in_review(&parts.payments, review_after, PAGE + 1),
@@ -140,8 +136,8 @@ fn first_payments(mut rows: Vec<InReview>) -> Review {
     let more = cut(&mut payments);
     rows.retain(|row| payments.contains(&row.payment_id));
     let link = rows.last().filter(|_| more).map(|last| {
-        let after = format!("{}.{}", last.created_at.unix_timestamp_nanos() / 1_000, last.payment_id);
-        address(PATH, &[("review", &after)])
+        let place = Place { created_at: last.created_at, payment_id: last.payment_id };
+        address(PATH, &[("review", &place.cursor())])
     });
     (Ok(rows), link)
 }
@@ -209,7 +205,10 @@ mod tests {
         let (rows, more) = first_payments(all(limit + 1));
         assert_eq!(rows.unwrap().last().unwrap().payment_id, Uuid::from_u128(limit));
         let link = more.unwrap();
-        let after = read_after(link.split_once("review=").unwrap().1).unwrap();
-        assert_eq!(after, After { at: datetime!(2026-02-01 00:00 UTC), id: Uuid::from_u128(limit) });
+        let place = Place::from_cursor(link.split_once("review=").unwrap().1).unwrap();
+        assert_eq!(
+            place,
+            Place { created_at: datetime!(2026-02-01 00:00 UTC), payment_id: Uuid::from_u128(limit) }
+        );
     }
 }

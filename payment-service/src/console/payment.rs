@@ -24,10 +24,13 @@ use super::{
     session::SignedIn,
     timeline::{self, Facts, Step},
 };
-use crate::store::console::{
-    executor::{self, Execution},
-    outbox::{self, Appended},
-    payments::{self as store, ListedPayment, ORDERS_SHOWN_MAX, ShownOrder, TRANSITIONS_SHOWN_MAX},
+use crate::store::{
+    PaymentRow,
+    console::{
+        executor::{self, Execution},
+        outbox::{self, Appended},
+        payments::{self as store, ORDERS_SHOWN_MAX, ShownOrder, TRANSITIONS_SHOWN_MAX},
+    },
 };
 
 /// The request's event is made within its payment's transaction, which may wait this long for a lock.
@@ -44,7 +47,7 @@ struct Shown {
 #[template(path = "console/payment.html")]
 struct PaymentPage {
     frame: Frame,
-    payment: ListedPayment,
+    payment: PaymentRow,
     orders: Vec<Shown>,
     notices: Vec<&'static str>,
 }
@@ -85,7 +88,7 @@ const NO_OUTBOX: &str =
     "When the request was published is not shown: it could not be looked up in the outbox.";
 const CUT: &str = "There is more than is shown: the first payment orders, and the first steps of each.";
 
-type Looked = (ListedPayment, Vec<Shown>, Vec<&'static str>);
+type Looked = (PaymentRow, Vec<Shown>, Vec<&'static str>);
 
 async fn look(console: &Console, payment_id: Uuid) -> Result<Option<Looked>, sqlx::Error> {
     let parts = &console.0;

@@ -8,8 +8,6 @@ use axum::{
     response::Response,
 };
 use serde::Deserialize;
-use time::OffsetDateTime;
-use uuid::Uuid;
 
 use super::{
     Console,
@@ -18,10 +16,8 @@ use super::{
 };
 use crate::{
     decision::State as PaymentState,
-    store::console::{
-        After,
-        payments::{self as store, ListedPayment, Wanted},
-    },
+    search::{Filter, Place},
+    store::{PaymentRow, console::payments as store},
 };
 
 const PATH: &str = "/console/payments";
@@ -64,14 +60,14 @@ impl Filled {
 }
 
 /// What was asked for, or which field cannot be read and why.
-fn understand(asked: &Asked) -> Result<Wanted, (&'static str, &'static str)> {
+fn understand(asked: &Asked) -> Result<(Option<String>, Filter), (&'static str, &'static str)> {
     let text = asked.q.trim();
     if text.chars().count() > TEXT_MAX_CHARS || text.contains('\0') {
         return Err(("q", "Nothing that can be looked for is like that: 255 characters at most."));
     }
     let status = match asked.status.as_str() {
         "" => None,
-        word => Some(PaymentState::from_word(word).ok_or(("status", "There is no such status."))?.as_str()),
+        word => Some(PaymentState::from_word(word).ok_or(("status", "There is no such status."))?),
     };
     let time = |field, text: &str, words| match text.trim() {
         "" => Ok(None),
@@ -79,29 +75,28 @@ fn understand(asked: &Asked) -> Result<Wanted, (&'static str, &'static str)> {
     };
     let after = match asked.after.as_str() {
         "" => None,
-        text => {
-            Some(read_after(text).ok_or(("after", "That page of the list cannot be found. Begin anew."))?)
+        cursor => {
+            let lost = ("after", "That page of the list cannot be found. Begin anew.");
+            Some(Place::from_cursor(cursor).ok_or(lost)?)
         }
     };
-    Ok(Wanted {
-        text: (!text.is_empty()).then(|| text.to_owned()),
+    let filter = Filter {
         status,
-        from: time("from", &asked.from, "“Created from” is a date and a time, such as 2026-01-31T12:00.")?,
-        until: time("until", &asked.until, "“until before” is a date and a time, such as 2026-01-31T12:00.")?,
+        created_from: time(
+            "from",
+            &asked.from,
+            "“Created from” is a date and a time, such as 2026-01-31T12:00.",
+        )?,
+        created_to: time(
+            "until",
+            &asked.until,
+            "“until before” is a date and a time, such as 2026-01-31T12:00.",
+        )?,
         after,
-    })
-}
-
-/// Where a page ends, in an address: microseconds and payment id.
-fn write_after(payment: &ListedPayment) -> String {
-    format!("{}.{}", payment.created_at.unix_timestamp_nanos() / 1_000, payment.payment_id)
-}
-
-fn read_after(text: &str) -> Option<After<Uuid>> {
-    let (micros, id) = text.split_once('.')?;
-    let nanos = micros.parse::<i64>().ok().map(|micros| i128::from(micros) * 1_000)?;
-    let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
-    Some(After { at, id: Uuid::parse_str(id).ok()? })
+        limit: PAGE,
+        ..Filter::default()
+    };
+    Ok(((!text.is_empty()).then(|| text.to_owned()), filter))
 }
 
 #[derive(Template)]
@@ -109,14 +104,12 @@ fn read_after(text: &str) -> Option<After<Uuid>> {
 struct PaymentsPage {
     frame: Frame,
     form: Filled,
-    statuses: &'static [&'static str],
-    payments: Vec<ListedPayment>,
+    statuses: &'static [PaymentState],
+    payments: Vec<PaymentRow>,
     trouble: Option<&'static str>,
     first: Option<String>,
     next: Option<String>,
 }
-
-const STATUSES: [&str; 6] = ["CREATED", "PENDING", "UNKNOWN", "SUCCESSFUL", "FAILED", "NEEDS_REVIEW"];
 
 /// The page.
 pub(super) async fn show(
@@ -130,7 +123,7 @@ pub(super) async fn show(
     let wanted = understand(&asked);
     let look = async {
         match &wanted {
-            Ok(wanted) => store::list(&console.0.payments, wanted, PAGE + 1).await,
+            Ok((text, filter)) => store::list(&console.0.payments, text.as_deref(), filter).await,
             Err(_) => Ok(Vec::new()),
         }
     };
@@ -147,7 +140,7 @@ pub(super) async fn show(
     };
     let more = i64::try_from(payments.len()).is_ok_and(|count| count > PAGE);
     payments.truncate(usize::try_from(PAGE).unwrap_or_default());
-    let next = payments.last().filter(|_| more).map(write_after);
+    let next = payments.last().filter(|_| more).map(|last| Place::of(last).cursor());
     let next = next.map(|after| address(PATH, &[kept.as_slice(), &[("after", &after)]].concat()));
     let first = (!asked.after.is_empty()).then(|| address(PATH, &kept));
     let wrong = wanted.err();
@@ -158,7 +151,7 @@ pub(super) async fn show(
     };
     let Asked { q, status: status_field, from, until, .. } = asked.clone();
     let form = Filled { q, status: status_field, from, until, wrong };
-    page(status, &PaymentsPage { frame, form, statuses: &STATUSES, payments, trouble, first, next })
+    page(status, &PaymentsPage { frame, form, statuses: PaymentState::ALL, payments, trouble, first, next })
 }
 
 #[cfg(test)]
@@ -174,55 +167,21 @@ mod tests {
     }
 
     #[test]
-    fn every_status_can_be_asked_for() {
-        assert!(
-            STATUSES.iter().all(|word| PaymentState::from_word(word).is_some_and(|s| s.as_str() == *word))
-        );
-    }
-
-    #[test]
     fn what_was_typed_is_understood_or_named() {
-        let wanted = understand(&asked(|asked| {
+        let (text, filter) = understand(&asked(|asked| {
             asked.q = "  order 1 ".into();
             asked.status = "FAILED".into();
             asked.from = "2026-02-01T00:00".into();
         }))
         .unwrap();
-        assert_eq!(wanted.text.as_deref(), Some("order 1"));
-        assert_eq!((wanted.status, wanted.until), (Some("FAILED"), None));
-        assert_eq!(wanted.from, Some(datetime!(2026-02-01 00:00 UTC)));
+        assert_eq!(text.as_deref(), Some("order 1"));
+        assert_eq!((filter.status, filter.created_to), (Some(PaymentState::Failed), None));
+        assert_eq!(filter.created_from, Some(datetime!(2026-02-01 00:00 UTC)));
         let wrong = |asked: Asked| understand(&asked).unwrap_err().0;
         assert_eq!(wrong(asked(|asked| asked.q = "x".repeat(256))), "q");
         assert_eq!(wrong(asked(|asked| asked.q = "a\0".into())), "q");
         assert_eq!(wrong(asked(|asked| asked.status = "failed".into())), "status");
         assert_eq!(wrong(asked(|asked| asked.until = "soon".into())), "until");
         assert_eq!(wrong(asked(|asked| asked.after = "1".into())), "after");
-    }
-
-    #[test]
-    fn a_page_goes_on_where_the_one_before_ended() {
-        let payment = ListedPayment {
-            payment_id: Uuid::from_u128(7),
-            caller: "shop".into(),
-            amount_minor: 1,
-            currency: "EUR".into(),
-            merchant_reference: "x".into(),
-            status: "CREATED".into(),
-            review_reason: None,
-            trace_id: String::new(),
-            created_at: datetime!(2026-02-01 00:00:00.123_456 UTC),
-            updated_at: datetime!(2026-02-01 00:00 UTC),
-        };
-        let after = read_after(&write_after(&payment)).unwrap();
-        assert_eq!(after, After { at: payment.created_at, id: payment.payment_id });
-        for wrong in [
-            "",
-            ".",
-            "1.",
-            "x.00000000-0000-0000-0000-000000000007",
-            "9223372036854775807.00000000-0000-0000-0000-000000000007",
-        ] {
-            assert_eq!(read_after(wrong), None, "{wrong}");
-        }
     }
 }

@@ -195,16 +195,11 @@ async fn resolve(
         };
         return if last.as_ref().is_some_and(own) { Ok(()) } else { Err(refused(CHANGED)) };
     }
-    let resolved = resolutions::resolve(pool, key, id, request).await;
+    let resolved = resolutions::resolve(pool, &console.0.metrics, key, id, request).await;
     match resolved.map_err(|error| NotDone::Trouble(Trouble::of(&error)))? {
         None => Err(NotDone::Trouble(NO_SUCH)),
         Some(Idempotent::KeyReused) => Err(refused(CHANGED)),
-        Some(Idempotent::New(Ok(resolved))) => {
-            console.0.metrics.reviews_resolved.with_label_values(&[&resolved.state]).inc();
-            tracing::info!(payment_order_id = %id, state = resolved.state, operator = who.operator, "payment order resolved by a person");
-            Ok(())
-        }
-        Some(Idempotent::Replayed(Ok(_))) => Ok(()),
+        Some(Idempotent::New(Ok(_)) | Idempotent::Replayed(Ok(_))) => Ok(()),
         Some(Idempotent::New(Err(refusal)) | Idempotent::Replayed(Err(refusal))) => {
             Err(NotDone::Refused(format!("{}. Nothing was done.", refusal.detail)))
         }

@@ -11,7 +11,6 @@ pub(crate) mod payments;
 use std::time::Duration;
 
 use sqlx::{FromRow, PgPool};
-use time::OffsetDateTime;
 
 /// Rows of the audit that rate and lag are taken from: the newest ones.
 const NEWEST: i64 = 5_000;
@@ -119,11 +118,4 @@ pub(crate) async fn standing(pool: &PgPool) -> Result<Standing, sqlx::Error> {
     .bind(COUNTED_MAX + 1)
     .fetch_one(pool)
     .await
-}
-
-/// A point in time and an id: where the next page of a list goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct After<T> {
-    pub(crate) at: OffsetDateTime,
-    pub(crate) id: T,
 }

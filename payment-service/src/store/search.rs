@@ -26,29 +26,34 @@ pub(crate) async fn payments(pool: &PgPool, filter: &Filter) -> Result<Vec<Payme
             );
         }
     }
+    narrow(&mut sql, filter);
+    sql.build_query_as().fetch_all(pool).await
+}
+
+/// Adds what narrows a list of payments `p`, its order and its end: a range of an index that ends with (created_at, payment_id).
+pub(super) fn narrow(query: &mut QueryBuilder<Postgres>, filter: &Filter) {
     if let Some(caller) = &filter.caller {
-        sql.push(" AND p.caller = ").push_bind(caller);
+        query.push(" AND p.caller = ").push_bind(caller);
     }
     if let Some(trace_id) = &filter.trace_id {
-        sql.push(" AND p.trace_id = ").push_bind(trace_id);
+        query.push(" AND p.trace_id = ").push_bind(trace_id);
     }
     if let Some(reference) = &filter.merchant_reference {
-        sql.push(" AND p.merchant_reference = ").push_bind(reference);
+        query.push(" AND p.merchant_reference = ").push_bind(reference);
     }
     if let Some(status) = filter.status {
         // In the text: only so does the planner know that the index on what is unsettled holds it. Words of ours, never a client's.
-        sql.push(" AND p.status = '").push(status.as_str()).push("'");
+        query.push(" AND p.status = '").push(status.as_str()).push("'");
     }
     if let Some(from) = filter.created_from {
-        sql.push(" AND p.created_at >= ").push_bind(from);
+        query.push(" AND p.created_at >= ").push_bind(from);
     }
     if let Some(to) = filter.created_to {
-        sql.push(" AND p.created_at < ").push_bind(to);
+        query.push(" AND p.created_at < ").push_bind(to);
     }
     if let Some(place) = filter.after {
-        sql.push(" AND (p.created_at, p.payment_id) < (").push_bind(place.created_at);
-        sql.push(", ").push_bind(place.payment_id).push(")");
+        query.push(" AND (p.created_at, p.payment_id) < (").push_bind(place.created_at);
+        query.push(", ").push_bind(place.payment_id).push(")");
     }
-    sql.push(" ORDER BY p.created_at DESC, p.payment_id DESC LIMIT ").push_bind(filter.limit + 1);
-    sql.build_query_as().fetch_all(pool).await
+    query.push(" ORDER BY p.created_at DESC, p.payment_id DESC LIMIT ").push_bind(filter.limit + 1);
 }

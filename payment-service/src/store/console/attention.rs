@@ -4,7 +4,7 @@ use sqlx::{FromRow, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::After;
+use crate::search::Place;
 
 // ------------------------------------------------------------------------------------------------------------- review
 
@@ -28,7 +28,7 @@ pub(crate) struct InReview {
 /// Payments in review behind `after`, the oldest first. The limit is one of payments; each has few orders.
 pub(crate) async fn in_review(
     pool: &PgPool,
-    after: Option<After<Uuid>>,
+    after: Option<Place>,
     limit: i64,
 ) -> Result<Vec<InReview>, sqlx::Error> {
     sqlx::query_as(
@@ -45,8 +45,8 @@ pub(crate) async fn in_review(
          ) AS o ON true
          ORDER BY p.created_at, p.payment_id, o.try",
     )
-    .bind(after.map(|after| after.at))
-    .bind(after.map(|after| after.id))
+    .bind(after.map(|place| place.created_at))
+    .bind(after.map(|place| place.payment_id))
     .bind(limit)
     .fetch_all(pool)
     .await

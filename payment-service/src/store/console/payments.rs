@@ -4,7 +4,10 @@ use sqlx::{FromRow, PgPool, Postgres, QueryBuilder};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::After;
+use crate::{
+    search::Filter,
+    store::{PaymentRow, search},
+};
 
 /// Transitions of one order that are shown.
 pub(crate) const TRANSITIONS_SHOWN_MAX: i64 = 200;
@@ -15,42 +18,9 @@ const REFERENCED_MAX: i64 = 200;
 
 // ---------------------------------------------------------------------------------------------------------------- list
 
-/// What is looked for.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Wanted {
-    /// A payment id, payment order id, trace id, PSP reference or merchant reference, in full.
-    pub(crate) text: Option<String>,
-    pub(crate) status: Option<&'static str>,
-    /// Created at this time or later.
-    pub(crate) from: Option<OffsetDateTime>,
-    /// Created before this time.
-    pub(crate) until: Option<OffsetDateTime>,
-    /// Behind this payment in the list.
-    pub(crate) after: Option<After<Uuid>>,
-}
-
-/// A payment, for a list.
-#[derive(Clone, Debug, FromRow)]
-pub(crate) struct ListedPayment {
-    pub(crate) payment_id: Uuid,
-    pub(crate) caller: String,
-    pub(crate) amount_minor: i64,
-    pub(crate) currency: String,
-    pub(crate) merchant_reference: String,
-    pub(crate) status: String,
-    pub(crate) review_reason: Option<String>,
-    pub(crate) trace_id: String,
-    pub(crate) created_at: OffsetDateTime,
-    pub(crate) updated_at: OffsetDateTime,
-}
-
-/// The columns of a [`ListedPayment`].
-const PAYMENT: &str = "p.payment_id, p.caller, p.amount_minor, p.currency, p.merchant_reference, p.status, p.review_reason, p.trace_id,
-    p.created_at, p.updated_at";
-
-/// Where a text that was typed into the one box is looked for.
+/// What a text that was typed into the one box may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+enum Meant {
     Payment(Uuid),
     PaymentOrder(Uuid),
     Trace(String),
@@ -59,26 +29,26 @@ pub(crate) enum Place {
 }
 
 /// Everything that a text may be, in full: a UUID in any of its spellings may also be a reference, as may everything.
-pub(crate) fn places(text: &str) -> Vec<Place> {
-    let mut places = vec![Place::MerchantReference(text.to_owned()), Place::PspReference(text.to_owned())];
+fn meanings(text: &str) -> Vec<Meant> {
+    let mut meanings = vec![Meant::MerchantReference(text.to_owned()), Meant::PspReference(text.to_owned())];
     if let Ok(id) = Uuid::parse_str(text) {
-        places.extend([Place::Payment(id), Place::PaymentOrder(id)]);
+        meanings.extend([Meant::Payment(id), Meant::PaymentOrder(id)]);
     }
     if text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        places.push(Place::Trace(text.to_ascii_lowercase()));
+        meanings.push(Meant::Trace(text.to_ascii_lowercase()));
     }
-    places
+    meanings
 }
 
-fn push_place(query: &mut QueryBuilder<Postgres>, place: Place) {
-    match place {
-        Place::Payment(id) => query.push("p.payment_id = ").push_bind(id),
-        Place::PaymentOrder(id) => query
+fn push_meant(query: &mut QueryBuilder<Postgres>, meant: Meant) {
+    match meant {
+        Meant::Payment(id) => query.push("p.payment_id = ").push_bind(id),
+        Meant::PaymentOrder(id) => query
             .push("p.payment_id = (SELECT o.payment_id FROM payments.payment_orders o WHERE o.payment_order_id = ")
             .push_bind(id)
             .push(")"),
-        Place::Trace(trace_id) => query.push("p.trace_id = ").push_bind(trace_id),
-        Place::PspReference(reference) => query
+        Meant::Trace(trace_id) => query.push("p.trace_id = ").push_bind(trace_id),
+        Meant::PspReference(reference) => query
             .push(
                 "p.payment_id IN (SELECT o.payment_id FROM payments.payment_order_transitions t
                                   JOIN payments.payment_orders o USING (payment_order_id) WHERE t.psp_reference = ",
@@ -87,52 +57,27 @@ fn push_place(query: &mut QueryBuilder<Postgres>, place: Place) {
             .push(" LIMIT ")
             .push_bind(REFERENCED_MAX)
             .push(")"),
-        Place::MerchantReference(reference) => query.push("p.merchant_reference = ").push_bind(reference),
+        Meant::MerchantReference(reference) => query.push("p.merchant_reference = ").push_bind(reference),
     };
 }
 
-/// Adds what narrows the list, its order and its end: a range of an index that ends with (created_at, payment_id).
-fn narrow(query: &mut QueryBuilder<Postgres>, wanted: &Wanted, limit: i64) {
-    if let Some(status) = wanted.status {
-        query.push(" AND p.status = ").push_bind(status);
-    }
-    if let Some(from) = wanted.from {
-        query.push(" AND p.created_at >= ").push_bind(from);
-    }
-    if let Some(until) = wanted.until {
-        query.push(" AND p.created_at < ").push_bind(until);
-    }
-    if let Some(After { at, id }) = wanted.after {
-        query.push(" AND (p.created_at, p.payment_id) < (").push_bind(at).push(", ").push_bind(id).push(")");
-    }
-    query.push(" ORDER BY p.created_at DESC, p.payment_id DESC LIMIT ").push_bind(limit);
-}
-
-/// Payments, newest first. A text is looked for in all places at once; each is read along its index, and no further than the page needs.
+/// Payments, newest first: one more than asked for, if there are more. A text is looked for in all its meanings at once; each is read along
+/// its index, and no further than the page needs.
 pub(crate) async fn list(
     pool: &PgPool,
-    wanted: &Wanted,
-    limit: i64,
-) -> Result<Vec<ListedPayment>, sqlx::Error> {
-    let mut query: QueryBuilder<Postgres>;
-    match &wanted.text {
-        None => {
-            query = QueryBuilder::new("SELECT ");
-            query.push(PAYMENT).push(" FROM payments.payments p WHERE true");
-            narrow(&mut query, wanted, limit);
-        }
-        Some(text) => {
-            query = QueryBuilder::new("SELECT * FROM (");
-            for (number, place) in places(text).into_iter().enumerate() {
-                query.push(if number == 0 { "(SELECT " } else { " UNION (SELECT " });
-                query.push(PAYMENT).push(" FROM payments.payments p WHERE ");
-                push_place(&mut query, place);
-                narrow(&mut query, wanted, limit);
-                query.push(")");
-            }
-            query.push(") AS p ORDER BY p.created_at DESC, p.payment_id DESC LIMIT ").push_bind(limit);
-        }
+    text: Option<&str>,
+    filter: &Filter,
+) -> Result<Vec<PaymentRow>, sqlx::Error> {
+    let Some(text) = text else { return search::payments(pool, filter).await };
+    let mut query = QueryBuilder::new("SELECT * FROM (");
+    for (number, meant) in meanings(text).into_iter().enumerate() {
+        query.push(if number == 0 { "(" } else { " UNION (" });
+        query.push("SELECT p.* FROM payments.payments p WHERE ");
+        push_meant(&mut query, meant);
+        search::narrow(&mut query, filter);
+        query.push(")");
     }
+    query.push(") AS p ORDER BY p.created_at DESC, p.payment_id DESC LIMIT ").push_bind(filter.limit + 1);
     query.build_query_as().fetch_all(pool).await
 }
 
@@ -190,10 +135,11 @@ pub(crate) struct SetAsideRecord {
 }
 
 /// The payment with this id.
-pub(crate) async fn payment(pool: &PgPool, payment_id: Uuid) -> Result<Option<ListedPayment>, sqlx::Error> {
-    let mut query = QueryBuilder::new("SELECT ");
-    query.push(PAYMENT).push(" FROM payments.payments p WHERE p.payment_id = ").push_bind(payment_id);
-    query.build_query_as().fetch_optional(pool).await
+pub(crate) async fn payment(pool: &PgPool, payment_id: Uuid) -> Result<Option<PaymentRow>, sqlx::Error> {
+    sqlx::query_as("SELECT * FROM payments.payments WHERE payment_id = $1")
+        .bind(payment_id)
+        .fetch_optional(pool)
+        .await
 }
 
 /// A payment's orders, in the order in which they were tried.
@@ -249,14 +195,14 @@ mod tests {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
         let id = Uuid::parse_str(trace).unwrap();
         let references = |text: &str| {
-            vec![Place::MerchantReference(text.to_owned()), Place::PspReference(text.to_owned())]
+            vec![Meant::MerchantReference(text.to_owned()), Meant::PspReference(text.to_owned())]
         };
-        assert_eq!(places("order-1"), references("order-1"));
-        assert_eq!(places("' OR true --"), references("' OR true --"));
-        let ids = [Place::Payment(id), Place::PaymentOrder(id)];
+        assert_eq!(meanings("order-1"), references("order-1"));
+        assert_eq!(meanings("' OR true --"), references("' OR true --"));
+        let ids = [Meant::Payment(id), Meant::PaymentOrder(id)];
         let upper = id.to_string().to_uppercase();
-        assert_eq!(places(&upper), [references(&upper).as_slice(), &ids].concat());
-        let traces = [references(trace).as_slice(), &ids, &[Place::Trace(trace.to_owned())]].concat();
-        assert_eq!(places(trace), traces, "32 digits are a trace id, and a UUID without hyphens");
+        assert_eq!(meanings(&upper), [references(&upper).as_slice(), &ids].concat());
+        let traces = [references(trace).as_slice(), &ids, &[Meant::Trace(trace.to_owned())]].concat();
+        assert_eq!(meanings(trace), traces, "32 digits are a trace id, and a UUID without hyphens");
     }
 }
