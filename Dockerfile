@@ -14,9 +14,9 @@ COPY . .
 # The downloaded crates and what was compiled stay in caches of the builder: a change of ours compiles ours alone.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    cargo build --locked --release --bins -p outbox-relay -p executor -p payment-service -p psp-simulator \
+    cargo build --locked --release --bins -p outbox-relay -p executor -p payment-service -p psp-simulator -p testbed \
     && mkdir /binaries \
-    && cd target/release && cp outbox-relay executor payment-service psp-simulator /binaries/
+    && cd target/release && cp outbox-relay executor payment-service psp-simulator testbed /binaries/
 
 FROM scratch AS prebuilt
 COPY dist/ /binaries/

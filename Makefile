@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test test-contracts test-api test-console bench-relay bench-takeover bench-executor bench-consumer bench-api lint sql stop clean setup
+.PHONY: help demo run faults test test-contracts test-api test-console test-examples test-upgrade bench-relay bench-takeover bench-executor bench-consumer bench-api lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -40,6 +40,9 @@ EXAMPLES ?= 50
 # What `make test-console` installs, pinned; a folder keeps two pictures of what the browser saw.
 AXE := axe-core@4.10.3
 SCREENSHOTS ?=
+
+# Which version `make test-upgrade` comes from: a commit or a tag.
+FROM ?=
 
 # What `make bench-relay` does unless it is told otherwise; PEER=debezium compares with a rival.
 EVENTS ?= 1000000
@@ -150,6 +153,45 @@ test-console: setup ## Drive the console in a real browser, on the real parts (S
 	$(TESTBED) up
 	CHROMEDRIVER=$$(command -v chromedriver) CHROMIUM=$$(command -v chromium) AXE=$${axe:+$$(realpath "$$axe")} \
 		SCREENSHOTS=$(if $(SCREENSHOTS),$$(realpath -m "$(SCREENSHOTS)")) $(CARGO) test --workspace $(FAILPOINTS) --test console -- --nocapture
+
+test-examples: setup ## Run the examples of other people's services, in Rust and in Python, on the real parts
+	@tools=$(or $(PAYMENT_OUTBOX_HOME),$(CARGO_TARGET_DIR),target)/tools
+	venv=$$(realpath -m "$$tools/examples-$$(sha256sum examples/shipments/requirements.txt | cut -c 1-12)")
+	if [ ! -x "$$venv/bin/python" ] || [ ! -f "$$venv/complete" ]; then
+		if ! python3 -m venv "$$venv" >&2; then
+			rm -rf "$$venv"
+			echo "test-examples: python3 cannot make a virtual environment: install python3-venv, then try again" >&2
+			exit 1
+		fi
+		"$$venv/bin/pip" install --quiet --disable-pip-version-check -r examples/shipments/requirements.txt >&2
+		touch "$$venv/complete"
+	fi
+	# As `make test` builds everything, so that nothing is built a second time.
+	$(CARGO) build --workspace --all-targets $(FAILPOINTS)
+	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
+	$(TESTBED) up
+	export BIN=$$(realpath "$$(dirname $(TESTBED))") PYTHON="$$venv/bin/python"
+	examples/orders/check.sh
+	examples/shipments/check.sh
+	examples/adopt.sh
+
+test-upgrade: setup ## Hand leadership between a relay of another version and this one, both ways (FROM=commit or tag)
+	@if [ -z "$(FROM)" ]; then echo "test-upgrade: FROM names the version to come from, such as FROM=v0.1.0" >&2; exit 1; fi
+	commit=$$(git rev-parse --verify --short=12 "$(FROM)^{commit}")
+	old=$$(realpath -m "$(or $(PAYMENT_OUTBOX_HOME),$(CARGO_TARGET_DIR),target)/tools/relay-$$commit")
+	if [ ! -x "$$old/debug/outbox-relay" ]; then
+		sources=$$(mktemp -d)
+		trap 'rm -rf "$$sources"' EXIT
+		git archive "$$commit" | tar -x -C "$$sources"
+		echo "test-upgrade: building the relay of $$commit" >&2
+		CARGO_TARGET_DIR="$$old" $(CARGO) build --locked --manifest-path "$$sources/Cargo.toml" -p outbox-relay
+		rm -rf "$$sources"
+		trap - EXIT
+	fi
+	$(CARGO) build --workspace --all-targets $(FAILPOINTS)
+	$(TESTBED) status >/dev/null 2>&1 || trap '$(TESTBED) down' EXIT
+	$(TESTBED) up
+	OLD_RELAY="$$old/debug/outbox-relay" $(CARGO) test --workspace $(FAILPOINTS) --test it -- upgrade:: --nocapture
 
 bench-relay: setup ## Measure the relay: draining, latency, cost (EVENTS= RATES= SECONDS= SAVES= PEER=debezium)
 	@$(CARGO) build --release --workspace --bins

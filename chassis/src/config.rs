@@ -1,14 +1,16 @@
 //! Groups of settings that the processes share. Each is a clap argument group: flag, environment variable and help in one place.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
-use clap::Args;
-use secrecy::SecretString;
+use anyhow::{bail, ensure};
+use clap::{Args, ValueEnum};
+use secrecy::{ExposeSecret as _, SecretString};
 
 /// Where PostgreSQL is.
 #[derive(Args, Clone, Debug)]
 pub struct PostgresConfig {
-    /// Connection URL, `postgres://user:password@host:port/database`.
+    /// Connection URL, `postgres://user:password@host:port/database`; with `?sslmode=verify-full&sslrootcert=/path/ca.pem` behind it, the
+    /// server's certificate is verified, which off this machine it should be.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: SecretString,
     /// Most connections this process opens to PostgreSQL.
@@ -22,9 +24,79 @@ pub struct KafkaConfig {
     /// Bootstrap servers, `host:port` separated by commas.
     #[arg(long = "kafka-bootstrap", env = "KAFKA_BOOTSTRAP")]
     pub bootstrap: String,
-    /// Further librdkafka properties, `name=value` separated by commas, such as TLS and SASL settings.
+    /// How the brokers are talked to.
+    #[arg(long, env = "KAFKA_SECURITY_PROTOCOL", value_enum, ignore_case = true, default_value_t)]
+    pub kafka_security_protocol: SecurityProtocol,
+    /// File with the certificates (PEM) of the authorities that may have signed the brokers'; those of the system if it is not given.
+    #[arg(long, env = "KAFKA_CA")]
+    pub kafka_ca: Option<PathBuf>,
+    /// How a user is proven. PLAIN shows the password to the broker, SCRAM does not.
+    #[arg(long, env = "KAFKA_SASL_MECHANISM", value_enum, ignore_case = true, default_value_t)]
+    pub kafka_sasl_mechanism: SaslMechanism,
+    /// User of SASL.
+    #[arg(long, env = "KAFKA_USERNAME")]
+    pub kafka_username: Option<String>,
+    /// That user's password.
+    #[arg(long, env = "KAFKA_PASSWORD", hide_env_values = true)]
+    pub kafka_password: Option<SecretString>,
+    /// Further librdkafka properties, `name=value` separated by commas. They win over everything else.
     #[arg(long = "kafka-property", env = "KAFKA_PROPERTIES", value_delimiter = ',', hide_env_values = true)]
     pub properties: Vec<KafkaProperty>,
+}
+
+/// How brokers are talked to, as Kafka names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SecurityProtocol {
+    /// Neither encrypted nor authenticated.
+    #[default]
+    #[value(name = "PLAINTEXT")]
+    Plaintext,
+    /// TLS; the brokers prove who they are.
+    #[value(name = "SSL")]
+    Ssl,
+    /// TLS, and a user with a password.
+    #[value(name = "SASL_SSL")]
+    SaslSsl,
+}
+
+/// How a user is proven, as Kafka names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SaslMechanism {
+    /// A challenge by SHA-512; what MSK offers.
+    #[default]
+    #[value(name = "SCRAM-SHA-512")]
+    ScramSha512,
+    /// A challenge by SHA-256.
+    #[value(name = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// The password itself.
+    #[value(name = "PLAIN")]
+    Plain,
+}
+
+impl KafkaConfig {
+    /// Checks what no single setting can. Credentials that would not be used are refused: somebody believes that they are.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        let sasl = self.kafka_security_protocol == SecurityProtocol::SaslSsl;
+        match (&self.kafka_username, &self.kafka_password) {
+            (None, None) if sasl => {
+                bail!("KAFKA_SECURITY_PROTOCOL=SASL_SSL needs KAFKA_USERNAME and KAFKA_PASSWORD")
+            }
+            (Some(_), None) => bail!("KAFKA_USERNAME is set, and KAFKA_PASSWORD is not"),
+            (None, Some(_)) => bail!("KAFKA_PASSWORD is set, and KAFKA_USERNAME is not"),
+            (Some(_), Some(_)) if !sasl => {
+                bail!(
+                    "KAFKA_USERNAME is set and would not be used: it needs KAFKA_SECURITY_PROTOCOL=SASL_SSL"
+                )
+            }
+            _ => {}
+        }
+        ensure!(
+            self.kafka_ca.is_none() || self.kafka_security_protocol != SecurityProtocol::Plaintext,
+            "KAFKA_CA is set and would not be used: it needs KAFKA_SECURITY_PROTOCOL=SSL or SASL_SSL"
+        );
+        Ok(())
+    }
 }
 
 /// One librdkafka property. Its value may be a password, so that it is never printed.
@@ -59,6 +131,27 @@ pub struct RegistryConfig {
     /// Base URL of a registry with Confluent's API.
     #[arg(long, env = "SCHEMA_REGISTRY_URL")]
     pub schema_registry_url: String,
+    /// User of HTTP's basic authentication.
+    #[arg(long, env = "SCHEMA_REGISTRY_USERNAME")]
+    pub schema_registry_username: Option<String>,
+    /// That user's password.
+    #[arg(long, env = "SCHEMA_REGISTRY_PASSWORD", hide_env_values = true)]
+    pub schema_registry_password: Option<SecretString>,
+    /// File with the certificates (PEM) of the authorities that may have signed the registry's; those of the system if it is not given.
+    #[arg(long, env = "SCHEMA_REGISTRY_CA")]
+    pub schema_registry_ca: Option<PathBuf>,
+}
+
+impl RegistryConfig {
+    /// User and password, if there are any. One without the other is refused.
+    pub fn credentials(&self) -> anyhow::Result<Option<(&str, &str)>> {
+        match (&self.schema_registry_username, &self.schema_registry_password) {
+            (None, None) => Ok(None),
+            (Some(user), Some(password)) => Ok(Some((user, password.expose_secret()))),
+            (Some(_), None) => bail!("SCHEMA_REGISTRY_USERNAME is set, and SCHEMA_REGISTRY_PASSWORD is not"),
+            (None, Some(_)) => bail!("SCHEMA_REGISTRY_PASSWORD is set, and SCHEMA_REGISTRY_USERNAME is not"),
+        }
+    }
 }
 
 /// The port for operators: `/metrics`, `/livez`, `/readyz`.

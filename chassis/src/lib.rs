@@ -5,7 +5,7 @@
 //! ```
 //! [`config`] groups of settings, [`telemetry`] JSON logs and W3C traces, [`shutdown`] asking and waiting, [`admin`] the port with
 //! `/metrics`, `/livez` and `/readyz`, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
-//! transaction, [`kafka`] client settings, [`group`] writing in groups, [`backoff`] how long to wait before trying again; `failpoints`
+//! transaction, [`kafka`] client settings, [`secrets`] files that hold them, [`group`] writing in groups, [`backoff`] how long to wait before trying again; `failpoints`
 //! where tests end a process.
 
 pub mod admin;
@@ -18,6 +18,7 @@ pub mod http;
 pub mod kafka;
 pub mod postgres;
 pub mod process;
+pub mod secrets;
 pub mod shutdown;
 pub mod telemetry;
 

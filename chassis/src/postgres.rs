@@ -65,7 +65,41 @@ pub async fn connect(url: &SecretString, application: &str) -> anyhow::Result<Pg
     tokio::time::timeout(Duration::from_secs(5), PgConnection::connect_with(&options))
         .await
         .context("PostgreSQL did not answer within 5 s")?
-        .context("PostgreSQL refused the connection")
+        .map_err(|error| {
+            let refused = advice(&error).unwrap_or("PostgreSQL refused the connection");
+            anyhow::Error::new(error).context(refused)
+        })
+}
+
+/// What to look at, if the server refuses what the settings say, or its certificate is refused.
+fn advice(error: &sqlx::Error) -> Option<&'static str> {
+    match error {
+        sqlx::Error::Database(database) => match database.code().as_deref() {
+            Some("28P01") => Some("PostgreSQL refuses the password of DATABASE_URL"),
+            // Also what pg_hba.conf says to whoever comes without TLS.
+            Some("28000") => Some(
+                "PostgreSQL does not let the user of DATABASE_URL in from here, or not with its sslmode (verify-full, with sslrootcert)",
+            ),
+            Some("3D000") => Some("DATABASE_URL names a database that is not there"),
+            Some("42501") => {
+                Some("the user of DATABASE_URL lacks a privilege: `migrate` grants what each process needs")
+            }
+            _ => None,
+        },
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Some(
+            "no TLS with PostgreSQL: the sslrootcert of DATABASE_URL must hold the authority of the server's certificate, which must name \
+             the URL's host",
+        ),
+        _ => None,
+    }
+}
+
+/// The error, and what to look at if it is a refusal.
+pub fn explain(error: &sqlx::Error) -> String {
+    match advice(error) {
+        Some(advice) => format!("{advice}: {error}"),
+        None => error.to_string(),
+    }
 }
 
 /// Runs `work` in a transaction and commits it if it returns Ok; anything else rolls back.

@@ -178,7 +178,7 @@ impl Intake {
     /// waited for, or the reports would queue up before the records that follow them.
     fn troubled(&mut self, error: KafkaError) {
         if self.trouble.as_ref() != Some(&error) {
-            tracing::warn!(%error, "the topic could not be read");
+            tracing::warn!(error = kafka::explain(&error), "the topic could not be read");
             self.trouble = Some(error);
         }
     }

@@ -80,6 +80,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let metrics = Metrics::new(&registry, &psps)?;
     let readiness = admin::Readiness::default();
     admin::serve(&config.admin, registry, readiness.clone(), &shutdown).await?;
+    chassis::kafka::watch(&config.kafka, &shutdown)?;
     let pool = postgres::pool(&config.postgres, "executor")?;
     if !database_ready(&pool, &shutdown).await {
         return Ok(());
@@ -87,7 +88,11 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     warn_of_orders_of_others(&pool, &psps).await;
     let listener = webhooks_listener(&config).await?;
     let wake = Arc::new(Notify::new());
-    let decoder = Decoder::new(Arc::new(Registry::new(&config.registry.schema_registry_url)?))?;
+    let decoder = Decoder::new(Arc::new(Registry::with(
+        &config.registry.schema_registry_url,
+        config.registry.credentials()?,
+        config.registry.schema_registry_ca.as_deref(),
+    )?))?;
     let parts = (pool.clone(), psps.clone(), metrics.clone());
     let intake = Intake::new(&config, decoder, parts, Arc::clone(&wake), shutdown.clone())?;
     let executor = Executor::new(&config, pool.clone(), &psps, metrics.clone(), shutdown.clone());
@@ -175,7 +180,7 @@ async fn warn_of_orders_of_others(pool: &PgPool, psps: &Psps) {
 async fn database_ready(pool: &PgPool, shutdown: &Shutdown) -> bool {
     let mut backoff = chassis::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while let Err(error) = store::check(pool).await {
-        tracing::warn!(%error, "the database is not ready");
+        tracing::warn!(error = postgres::explain(&error), "the database is not ready");
         if !shutdown.sleep(backoff.next_delay()).await {
             return false;
         }

@@ -74,7 +74,11 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     let readiness = admin::Readiness::default();
     let relay = Arc::new(Relay {
         encoder: Encoder::new(catalogue)?,
-        registry: schema::registry::Registry::new(&config.registry.schema_registry_url)?,
+        registry: schema::registry::Registry::with(
+            &config.registry.schema_registry_url,
+            config.registry.credentials()?,
+            config.registry.schema_registry_ca.as_deref(),
+        )?,
         schema_ids: Mutex::default(),
         metrics: Metrics::new(&prometheus, catalogue)?,
         catalogue,
@@ -82,6 +86,7 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
         config,
     });
     admin::serve(&relay.config.admin, prometheus, readiness.clone(), &shutdown).await?;
+    chassis::kafka::watch(&relay.config.kafka, &shutdown)?;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while !shutdown.requested() {
         let standing_by = readiness.clone();

@@ -18,7 +18,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments: Arguments = chassis::secrets::parse();
     #[cfg(feature = "failpoints")]
     let _failpoints = chassis::failpoints::FailScenario::setup();
     chassis::process::main("outbox-relay", &arguments.telemetry, |shutdown| {

@@ -247,7 +247,7 @@ impl ProducerContext for DeliveryReports {
         let Some(delivery) = self.0.of(number) else { return };
         let result = match result {
             Ok(message) => Ok((message.partition(), message.offset())),
-            Err((error, _)) => Err(error.to_string()),
+            Err((error, _)) => Err(chassis::kafka::explain(error)),
         };
         if delivery.report(place, result) {
             self.0.end(number);

@@ -171,7 +171,9 @@ async fn with_brokers(
                 Ok((tail, limits)) => return Ok(tail.map(|tail| (tail, limits))),
                 Err(error) => {
                     relay.metrics.failures.with_label_values(&["kafka"]).inc();
-                    tracing::warn!(error = format!("{error:#}"), "the tail of the topics cannot be read yet; publication waits for the brokers");
+                    let refused = error.downcast_ref().map(chassis::kafka::explain);
+                    let error = refused.unwrap_or_else(|| format!("{error:#}"));
+                    tracing::warn!(error, "the tail of the topics cannot be read yet; publication waits for the brokers");
                 }
             },
             () = stop.finish.cancelled() => return Ok(None),

@@ -177,7 +177,7 @@ impl PspResultUpdateConsumer {
             }
             error => {
                 self.metrics.consumer_errors.inc();
-                tracing::warn!(error = %error, topic = &*self.topic, "poll");
+                tracing::warn!(error = chassis::kafka::explain(&error), topic = &*self.topic, "poll");
                 Ok(())
             }
         }

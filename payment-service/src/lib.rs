@@ -120,6 +120,7 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
         .with_context(|| format!("the API's address {} could not be opened", config.listen))?;
     let addresses = Addresses { api: listener.local_addr()?, admin };
 
+    chassis::kafka::watch(&config.kafka, shutdown)?;
     let pool = chassis::postgres::pool(&config.postgres, "payment-service")?;
     let tokens = Tokens::new(pool.clone());
     let settings = ApiSettings {
@@ -141,7 +142,11 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     };
     shutdown.spawn("api", http::serve(listener, router, limits, shutdown.clone()));
 
-    let registry = Arc::new(Registry::new(&config.registry.schema_registry_url)?);
+    let registry = Arc::new(Registry::with(
+        &config.registry.schema_registry_url,
+        config.registry.credentials()?,
+        config.registry.schema_registry_ca.as_deref(),
+    )?);
     let decoder = Arc::new(Decoder::new(registry)?);
     // Connections of their own: a flood of requests must not keep results waiting.
     let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };

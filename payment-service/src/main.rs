@@ -17,7 +17,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = chassis::secrets::parse();
     #[cfg(feature = "failpoints")]
     let _failpoints = chassis::failpoints::FailScenario::setup();
     chassis::process::main("payment-service", &cli.telemetry, |shutdown| {

@@ -50,7 +50,9 @@ impl Housekeeping {
                 next_look = Instant::now() + self.every;
             }
             if let Err(error) = result {
-                tracing::warn!(error = format!("{error:#}"), "the quarantine could not be looked after");
+                let refused = error.downcast_ref().map(chassis::postgres::explain);
+                let error = refused.unwrap_or_else(|| format!("{error:#}"));
+                tracing::warn!(error, "the quarantine could not be looked after");
             }
             wait = self.every.min(LOOK_EVERY);
         }

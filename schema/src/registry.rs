@@ -5,10 +5,12 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
+use anyhow::{Context as _, ensure};
 use apache_avro::Schema;
 use schema_registry_converter::{
     async_impl::schema_registry::{SrSettings, get_schema_by_id, post_schema},
@@ -24,6 +26,9 @@ const MISSING_FOR: Duration = Duration::from_secs(30);
 /// How often a registration is tried; it is part of setting up, often right after the registry was started.
 pub const REGISTER_TRIES: u32 = 6;
 const REGISTER_PAUSE: Duration = Duration::from_secs(2);
+/// What to look at when the registry does not let us in, or we do not believe that it is the registry.
+const DENIED: &str = "the registry refuses SCHEMA_REGISTRY_USERNAME with SCHEMA_REGISTRY_PASSWORD";
+const DISTRUSTED: &str = "SCHEMA_REGISTRY_CA must hold the authority of the registry's certificate, which must name the host of SCHEMA_REGISTRY_URL";
 /// Most schemas, and most missing ids, that are kept. Resolved schemas stay for the life of the process.
 const CACHE_MAX: usize = 1_000;
 
@@ -46,6 +51,7 @@ pub struct Registry {
     url: String,
     settings: SrSettings,
     http: reqwest::Client,
+    credentials: Option<(String, String)>,
     known: RwLock<Known>,
 }
 
@@ -62,14 +68,60 @@ impl std::fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// A client for the registry at `url`. Makes no call yet.
+    /// A client for the registry at `url`, which asks nobody who they are. Makes no call yet.
     pub fn new(url: &str) -> anyhow::Result<Self> {
+        Self::with(url, None, None)
+    }
+
+    /// As [`Registry::new`], with user and password (HTTP's basic authentication), and with the authorities (a file of PEM certificates)
+    /// that alone may have signed the registry's certificate; those of the system if none is given.
+    pub fn with(
+        url: &str,
+        credentials: Option<(&str, &str)>,
+        authorities: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let url = url.trim_end_matches('/').to_owned();
-        let client =
-            || reqwest::Client::builder().timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT).no_proxy();
-        let settings =
-            SrSettings::new_builder(url.clone()).no_proxy().set_timeout(CALL_TIMEOUT).build_with(client())?;
-        Ok(Self { url, settings, http: client().build()?, known: RwLock::default() })
+        let parsed =
+            reqwest::Url::parse(&url).with_context(|| format!("SCHEMA_REGISTRY_URL is no URL: {url:?}"))?;
+        // What is in the URL would be in every error.
+        ensure!(
+            parsed.username().is_empty() && parsed.password().is_none(),
+            "SCHEMA_REGISTRY_URL has a user or a password in it: they belong into SCHEMA_REGISTRY_USERNAME and SCHEMA_REGISTRY_PASSWORD"
+        );
+        let plain = parsed.scheme() == "http";
+        ensure!(
+            authorities.is_none() || !plain,
+            "SCHEMA_REGISTRY_CA is set and would not be used: SCHEMA_REGISTRY_URL does not begin with https"
+        );
+        let loopback = matches!(parsed.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if credentials.is_some() && plain && !loopback {
+            tracing::warn!(
+                url,
+                "the schema registry's password goes over the network in the clear: use https"
+            );
+        }
+        let authorities = match authorities {
+            None => None,
+            Some(path) => Some(certificates(path).with_context(|| {
+                format!("SCHEMA_REGISTRY_CA names {}, which holds no certificates (PEM)", path.display())
+            })?),
+        };
+        let client = || {
+            let mut client =
+                reqwest::Client::builder().timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT).no_proxy();
+            if let Some(authorities) = &authorities {
+                client = client.tls_certs_only(authorities.clone());
+            }
+            client
+        };
+        let mut settings = SrSettings::new_builder(url.clone());
+        settings.no_proxy().set_timeout(CALL_TIMEOUT);
+        if let Some((user, password)) = credentials {
+            settings.set_basic_authorization(user, Some(password));
+        }
+        let settings = settings.build_with(client())?;
+        let credentials = credentials.map(|(user, password)| (user.to_owned(), password.to_owned()));
+        Ok(Self { url, settings, http: client().build()?, credentials, known: RwLock::default() })
     }
 
     /// The schema with this id, from memory or from the registry.
@@ -161,6 +213,10 @@ impl Registry {
         request: reqwest::RequestBuilder,
         subject: &str,
     ) -> Result<reqwest::Response, RegistryError> {
+        let request = match &self.credentials {
+            Some((user, password)) => request.basic_auth(user, Some(password)),
+            None => request,
+        };
         let answer = request
             .header("Accept", "application/vnd.schemaregistry.v1+json")
             .header("Content-Type", "application/vnd.schemaregistry.v1+json")
@@ -174,6 +230,9 @@ impl Registry {
                 "subject {subject}: {}",
                 answer.text().await.map_err(unavailable)?
             ))),
+            status @ (401 | 403) => {
+                Err(RegistryError::Unavailable(format!("subject {subject}: HTTP status {status}; {DENIED}")))
+            }
             status => Err(RegistryError::Unavailable(format!("subject {subject}: HTTP status {status}"))),
         }
     }
@@ -181,18 +240,38 @@ impl Registry {
 
 #[expect(clippy::needless_pass_by_value, reason = "used as map_err(unavailable)")]
 fn unavailable(error: reqwest::Error) -> RegistryError {
-    // The cause (connection refused, timed out) is what an operator needs; reqwest's own text only names the URL.
-    let cause = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-    RegistryError::Unavailable(format!("{error}{cause}"))
+    RegistryError::Unavailable(reasons(&error))
+}
+
+/// The error with its causes (connection refused, timed out, certificate unknown), which are what an operator needs: reqwest's own text
+/// only names the URL.
+fn reasons(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let text = causes.fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
+    });
+    if text.contains("certificate") { format!("{text}; {DISTRUSTED}") } else { text }
+}
+
+/// The certificates in a file.
+fn certificates(path: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let certificates = reqwest::Certificate::from_pem_bundle(&std::fs::read(path)?)?;
+    ensure!(!certificates.is_empty(), "none found");
+    Ok(certificates)
 }
 
 /// The converter crate gives the HTTP status only within its text.
 #[expect(clippy::needless_pass_by_value, reason = "used as map_err(classify)")]
 fn classify(error: SRCError) -> RegistryError {
-    let text = match &error.cause {
-        Some(cause) => format!("{}: {cause}", error.error),
-        None => error.error.clone(),
+    let mut text = match (std::error::Error::source(&error), &error.cause) {
+        (Some(source), _) => format!("{}: {}", error.error, reasons(source)),
+        (None, Some(cause)) => format!("{}: {cause}", error.error),
+        (None, None) => error.error.clone(),
     };
+    if error.error.contains("status 401") || error.error.contains("status 403") {
+        text = format!("{text}; {DENIED}");
+    }
     if error.error.contains("status 404") {
         RegistryError::NotFound(text)
     } else if error.error.contains("status 409") || error.error.contains("status 422") {

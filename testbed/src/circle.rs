@@ -222,7 +222,8 @@ impl<'a> Plan<'a> {
 
     /// The outbox first: the service's own migration builds on it.
     async fn migrate(&self, database: &TestDatabase, service: &str, role: &str) -> Result<()> {
-        let environment = self.environment(service, &[("DATABASE_URL", database.url(OWNER))]);
+        let environment =
+            self.environment(&format!("migrate-{service}"), &[("DATABASE_URL", database.url(OWNER))]);
         let outbox = [
             "migrate",
             "--writer",
@@ -417,8 +418,13 @@ impl<'a> Plan<'a> {
         let meant = |wanted: &str| {
             process.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
         };
-        let special = self.options.environment.iter().filter(|(wanted, _, _)| meant(wanted));
-        given.chain(special.map(|(_, name, value)| (name.clone(), value.clone()))).collect()
+        let special: Vec<_> =
+            self.options.environment.iter().filter(|(wanted, _, _)| meant(wanted)).collect();
+        // A secret in a file stands for the one that the circle would give.
+        let in_a_file =
+            |name: &str| special.iter().any(|(_, other, _)| other.strip_suffix("_FILE") == Some(name));
+        let given = given.filter(|(name, _)| !in_a_file(name));
+        given.chain(special.iter().map(|(_, name, value)| (name.clone(), value.clone()))).collect()
     }
 }
 

@@ -7,6 +7,7 @@
 //! Databases and topics are new, so that the books hold this run and nothing else. What it starts ends with it, the shared stack
 //! too if that was not running before. When a promise is broken, logs and books stay in a folder that the report names.
 
+pub mod elsewhere;
 pub mod kills;
 mod warm_up;
 mod watch;

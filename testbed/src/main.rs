@@ -15,6 +15,7 @@ use testbed::bench::executor::{self, Bench as ExecutorBench};
 use testbed::bench::takeover::{self, Takeovers};
 use testbed::bench::{self, Bench, Peer};
 use testbed::contract::{self, Contract};
+use testbed::demo::elsewhere::{self, Elsewhere};
 use testbed::demo::{self, Demo, Scenario};
 use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
@@ -63,6 +64,8 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// The demo on an installation that runs already, such as that of compose.yaml, whose databases are new.
+    DemoElsewhere(Box<Elsewhere>),
     /// Hurt a part of the system in many ways, one after the other, and prove that nothing was lost.
     Faults {
         /// What is hurt.
@@ -206,6 +209,7 @@ async fn perform(command: Command) -> Result<ExitCode> {
             return demonstrate(&Demo { payments, rate, kills, seed, scenario, stall_broker: true, keep })
                 .await;
         }
+        Command::DemoElsewhere(elsewhere) => return demonstrate_elsewhere(&elsewhere).await,
         Command::Faults { family, episodes, seed, only, keep } => {
             return Box::pin(hurt(&Faults { family, episodes, seed, only, keep })).await;
         }
@@ -253,6 +257,21 @@ async fn demonstrate(demo: &Demo) -> Result<ExitCode> {
     }
     if let Some(folder) = kept {
         println!("logs and books are in {}", folder.display());
+    }
+    println!("{}", report.json());
+    Ok(if report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The last line on stdout is the verdict as JSON.
+async fn demonstrate_elsewhere(elsewhere: &Elsewhere) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let report = tokio::select! {
+        report = elsewhere::run(elsewhere) => report?,
+        () = signals.received() => return Ok(ExitCode::from(130)),
+    };
+    println!("{}", report.table);
+    for broken in &report.broken {
+        println!("BROKEN  {broken}");
     }
     println!("{}", report.json());
     Ok(if report.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

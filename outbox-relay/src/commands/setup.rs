@@ -7,6 +7,7 @@ use chassis::config::KafkaConfig;
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
+    error::KafkaError,
     types::RDKafkaErrorCode,
 };
 use schema::{registry::Registry, wire::value_subject};
@@ -22,6 +23,7 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Creates the topics of the catalogue and registers its schemas.
 pub async fn setup(config: &SetupConfig) -> anyhow::Result<()> {
     let catalogue = Catalogue::read(&config.catalogue.events)?;
+    chassis::kafka::check(&config.kafka).await?;
     let admin: AdminClient<DefaultClientContext> =
         chassis::kafka::finish(chassis::kafka::client(&config.kafka, "outbox-relay setup"), &config.kafka)
             .create()?;
@@ -29,7 +31,11 @@ pub async fn setup(config: &SetupConfig) -> anyhow::Result<()> {
     for (name, topic) in &catalogue.topics {
         create_topic(&admin, name, topic, brokers).await?;
     }
-    let registry = Registry::new(&config.registry.schema_registry_url)?;
+    let registry = Registry::with(
+        &config.registry.schema_registry_url,
+        config.registry.credentials()?,
+        config.registry.schema_registry_ca.as_deref(),
+    )?;
     for (event_type, event) in &catalogue.events {
         let subject = value_subject(&event.topic);
         let id = registry
@@ -86,7 +92,10 @@ async fn create_topic(
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {
                 check_topic(admin, name, topic, &options).await?;
             }
-            Err((_, code)) => bail!("topic {name} could not be created: {code}"),
+            Err((_, code)) => bail!(
+                "topic {name} could not be created: {}",
+                chassis::kafka::explain(&KafkaError::AdminOp(code))
+            ),
         }
     }
     Ok(())
@@ -101,8 +110,10 @@ async fn check_topic(
 ) -> anyhow::Result<()> {
     let mut settings = HashMap::new();
     for resource in admin.describe_configs([&ResourceSpecifier::Topic(name)], options).await? {
-        let resource =
-            resource.map_err(|code| anyhow::anyhow!("settings of topic {name} could not be read: {code}"))?;
+        let resource = resource.map_err(|code| {
+            let reason = chassis::kafka::explain(&KafkaError::AdminOp(code));
+            anyhow::anyhow!("settings of topic {name} could not be read: {reason}")
+        })?;
         settings.extend(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
     }
     let retention_ms = settings.get("retention.ms").and_then(|value| value.parse::<i128>().ok());

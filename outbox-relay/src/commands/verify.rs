@@ -25,6 +25,7 @@ const CLOCKS_APART: time::Duration = time::Duration::minutes(5);
 /// Compares; with `--execute` has the leader publish what is missing.
 pub async fn verify(config: &VerifyConfig) -> anyhow::Result<Verification> {
     let catalogue = Catalogue::read(&config.catalogue.events)?;
+    chassis::kafka::check(&config.kafka).await?;
     let relay = &config.relay.name;
     let mut connection = super::orders::connect(&config.relay.database_url).await?;
     // The outbox first: what is published while we look is on the topic then, and not the other way round.

@@ -15,5 +15,6 @@ mod rig;
 mod strangers;
 mod tailing;
 mod takeover;
+mod upgrade;
 mod verify;
 mod workload;

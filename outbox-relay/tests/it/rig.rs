@@ -328,12 +328,17 @@ impl<'a> Operator<'a> {
     }
 
     pub(crate) fn relay(&self, name: &str) -> anyhow::Result<Service> {
+        self.relay_of(&binary("outbox-relay")?, name)
+    }
+
+    /// Another version's, perhaps.
+    pub(crate) fn relay_of(&self, program: &Path, name: &str) -> anyhow::Result<Service> {
         let admin = format!("127.0.0.1:{}", free_port()?);
         let mut environment = self.environment.clone();
         environment.push(("ADMIN_LISTEN".to_owned(), admin.clone()));
         let spec = Spec {
             name: name.to_owned(),
-            program: binary("outbox-relay")?,
+            program: program.to_owned(),
             arguments: vec!["run".to_owned()],
             environment,
             ready_url: format!("http://{admin}/readyz"),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -49,6 +49,16 @@ broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 ";
 
+/// What the way in with a password adds.
+const LOCKED_SETTINGS: &str = "\
+listener.name.locked.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.locked.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.locked.ssl.keystore.type=PEM
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=false
+";
+
 /// A Kafka broker.
 #[derive(Debug)]
 pub struct Kafka {
@@ -58,6 +68,17 @@ pub struct Kafka {
     classes: Option<Classes>,
     port: u16,
     doors: Vec<Door>,
+    lock: Option<Lock>,
+}
+
+/// A further way in, with TLS and a password (SASL/SCRAM). Behind it, everybody may do what an ACL allows; who comes in by the plain one
+/// is the administrator.
+#[derive(Clone, Debug)]
+pub(super) struct Lock {
+    /// Where the broker listens for it.
+    pub(super) port: u16,
+    /// Its key and certificates, PEM.
+    pub(super) keystore: PathBuf,
 }
 
 /// A further way in, for a client that is to reach the broker through a proxy: whoever comes in here is told to come back by
@@ -82,14 +103,21 @@ impl Kafka {
     pub async fn private_behind(hint: &str, doors: Vec<Door>) -> Result<Kafka> {
         let (home, parts) = Kafka::prepared().await?;
         let folder = home.private_folder(hint)?;
-        Kafka::start_with(&home, &parts, &folder, Owner::own()?, Some(parts.classes("kafka")), doors).await
+        Kafka::start_with(&home, &parts, &folder, Owner::own()?, Some(parts.classes("kafka")), doors, None)
+            .await
+    }
+
+    /// As [`Kafka::private`], with a way in that asks for a password.
+    pub(super) async fn locked(home: &Home, parts: &Parts, folder: &Path, lock: Lock) -> Result<Kafka> {
+        let classes = Some(parts.classes("kafka"));
+        Kafka::start_with(home, parts, folder, Owner::own()?, classes, Vec::new(), Some(lock)).await
     }
 
     /// As [`Kafka::private`], for a benchmark: slower to start, and faster once it is warm.
     pub async fn private_sustained(hint: &str) -> Result<Kafka> {
         let (home, parts) = Kafka::prepared().await?;
         let folder = home.private_folder(hint)?;
-        Kafka::start_with(&home, &parts, &folder, Owner::own()?, None, Vec::new()).await
+        Kafka::start_with(&home, &parts, &folder, Owner::own()?, None, Vec::new(), None).await
     }
 
     async fn prepared() -> Result<(Home, Parts)> {
@@ -107,7 +135,7 @@ impl Kafka {
         owner: Owner,
         classes: Classes,
     ) -> Result<Kafka> {
-        Kafka::start_with(home, parts, folder, owner, Some(classes), Vec::new()).await
+        Kafka::start_with(home, parts, folder, owner, Some(classes), Vec::new(), None).await
     }
 
     async fn start_with(
@@ -117,9 +145,11 @@ impl Kafka {
         owner: Owner,
         classes: Option<Classes>,
         doors: Vec<Door>,
+        lock: Option<Lock>,
     ) -> Result<Kafka> {
         let part = Part::new(home, "kafka", owner, folder)?;
-        let kafka = Kafka { part, class_path: parts.kafka_class_path(), classes, port: free_port()?, doors };
+        let kafka =
+            Kafka { part, class_path: parts.kafka_class_path(), classes, port: free_port()?, doors, lock };
         kafka.format()?;
         kafka.launch().await?;
         Ok(kafka)
@@ -193,6 +223,13 @@ impl Kafka {
             write!(protocols, ",DOOR{number}:PLAINTEXT")?;
             write!(listeners, ",DOOR{number}://127.0.0.1:{}", door.port)?;
             write!(advertised, ",DOOR{number}://127.0.0.1:{}", door.advertised)?;
+        }
+        if let Some(Lock { port, keystore }) = &self.lock {
+            write!(protocols, ",LOCKED:SASL_SSL")?;
+            write!(listeners, ",LOCKED://127.0.0.1:{port}")?;
+            write!(advertised, ",LOCKED://127.0.0.1:{port}")?;
+            settings.push_str(LOCKED_SETTINGS);
+            writeln!(settings, "listener.name.locked.ssl.keystore.location={}", keystore.display())?;
         }
         writeln!(settings, "listener.security.protocol.map={protocols}")?;
         writeln!(settings, "listeners={listeners}")?;

@@ -70,12 +70,25 @@ impl Postgres {
         owner: Owner,
         settings: &[(&str, &str)],
     ) -> Result<Postgres> {
+        let postgres = Postgres::start_without_roles(home, parts, major, folder, owner, settings).await?;
+        postgres.server.create_roles().await?;
+        Ok(postgres)
+    }
+
+    /// As [`Postgres::start`]; only the superuser is there.
+    pub(super) async fn start_without_roles(
+        home: &Home,
+        parts: &Parts,
+        major: Major,
+        folder: &Path,
+        owner: Owner,
+        settings: &[(&str, &str)],
+    ) -> Result<Postgres> {
         let part = Part::new(home, NAME, owner, folder)?;
         let server = Server { port: free_port()? };
         let postgres = Postgres { part, bin: parts.postgres_bin(major), server };
         postgres.init(home, owner, settings).await?;
         postgres.launch().await?;
-        postgres.server.create_roles().await?;
         Ok(postgres)
     }
 
