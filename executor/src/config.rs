@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
+use chassis::{
+    config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig},
+    healthcheck::HealthcheckConfig,
+};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
 
@@ -16,6 +19,8 @@ use crate::{clock::Clock, webhooks::settings::WebhookConfig};
 pub enum Command {
     /// Carries out payment orders until asked to stop.
     Run(Box<Config>),
+    /// Asks the process that runs with the same ADMIN_LISTEN whether it is ready: exit code 0 if so, else 1 and why.
+    Healthcheck(HealthcheckConfig),
     /// Applies the migrations of the schema `executor`; run it as the owner of the database, after `outbox-relay migrate`.
     Migrate(Migration),
 }

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
+use chassis::{
+    config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig},
+    healthcheck::HealthcheckConfig,
+};
 use clap::{Args, Subcommand};
 
 /// What the binary can do.
@@ -10,6 +13,8 @@ use clap::{Args, Subcommand};
 pub enum Command {
     /// Publish until asked to stop; stand by while another process of the same name leads.
     Run(Box<RunConfig>),
+    /// Ask the process that runs with the same ADMIN_LISTEN whether it is ready: exit code 0 if so, else 1 and why.
+    Healthcheck(HealthcheckConfig),
     /// Create the topics of the catalogue and register its schemas. Doing it again changes nothing.
     Setup(SetupConfig),
     /// Create or upgrade the outbox in a database, and grant its use.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use chassis::config::TelemetryConfig;
+use chassis::{config::TelemetryConfig, healthcheck};
 use clap::Parser;
 use outbox_relay::{commands, config::Command};
 
@@ -19,6 +19,10 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Before the log begins: what asks wants an answer alone.
+    if let Command::Healthcheck(config) = &arguments.command {
+        return healthcheck::main(config).await;
+    }
     #[cfg(feature = "failpoints")]
     let _failpoints = chassis::failpoints::FailScenario::setup();
     chassis::process::main("outbox-relay", &arguments.telemetry, |shutdown| {

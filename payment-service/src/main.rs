@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use chassis::healthcheck;
 use clap::Parser;
 use payment_service::commands::{self, Command};
 
@@ -18,6 +19,10 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Before the log begins: what asks wants an answer alone.
+    if let Command::Healthcheck(config) = &cli.command {
+        return healthcheck::main(config).await;
+    }
     #[cfg(feature = "failpoints")]
     let _failpoints = chassis::failpoints::FailScenario::setup();
     chassis::process::main("payment-service", &cli.telemetry, |shutdown| {
