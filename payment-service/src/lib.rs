@@ -146,7 +146,8 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     // Connections of their own: a flood of requests must not keep results waiting.
     let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };
     let results_pool = chassis::postgres::pool(&postgres, "payment-service results")?;
-    let service = ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics));
+    let service =
+        ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics), &config.consumer_group);
     let heartbeat = Heartbeat::new();
     let consumer = PspResultUpdateConsumer::new(
         config,
