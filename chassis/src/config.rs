@@ -84,7 +84,7 @@ pub struct TelemetryConfig {
     /// `OTEL_TRACES_SAMPLER`, `OTEL_BSP_MAX_QUEUE_SIZE`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SDK_DISABLED`, ...
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", global = true)]
     pub otlp_endpoint: Option<String>,
-    /// Where spans go, with the path: instead of the above.
+    /// Where spans go, with the path. Without it, the above holds.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value_name = "URL", global = true)]
     pub otlp_traces_endpoint: Option<String>,
 }

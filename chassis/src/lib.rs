@@ -3,7 +3,7 @@
 //! ```text
 //! main: parse config -> telemetry -> signals -> run(config, shutdown) -> exit code        (process::main does all but `run`)
 //! ```
-//! [`config`] groups of settings, [`telemetry`] JSON logs and the W3C trace context, [`trace`] spans, [`shutdown`] asking and waiting, [`admin`] the port with
+//! [`config`] groups of settings, [`settings`] the command line and `--check-config`, [`telemetry`] JSON logs and the W3C trace context, [`trace`] spans, [`shutdown`] asking and waiting, [`admin`] the port with
 //! `/metrics`, `/livez` and `/readyz`, [`healthcheck`] what asks there, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
 //! transaction, [`kafka`] client settings, [`group`] writing in groups, [`backoff`] how long to wait before trying again; `failpoints`
 //! where tests end a process.
@@ -19,6 +19,7 @@ pub mod http;
 pub mod kafka;
 pub mod postgres;
 pub mod process;
+pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;

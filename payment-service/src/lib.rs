@@ -110,11 +110,11 @@ pub struct Addresses {
 
 /// Opens the ports, then starts everything. The parts may come up in any order: what is not there yet is waited for.
 pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addresses> {
+    config.validate()?;
     let registry = chassis::admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::default();
     let admin = chassis::admin::serve(&config.admin, registry, readiness.clone(), shutdown).await?;
-    config.check_plaintext()?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("the API's address {} could not be opened", config.listen))?;

@@ -97,7 +97,9 @@ async fn secrets_and_card_numbers_are_in_no_log_no_database_and_on_no_topic() {
         places.push((format!("log of {}", service.name()), String::from_utf8_lossy(&log).into_owned()));
     }
     // The processes have handed over the last of them before they ended.
-    places.extend(collector.spans().into_iter().map(|span| (format!("span of {}", span.service), format!("{span:?}"))));
+    places.extend(
+        collector.spans().into_iter().map(|span| (format!("span of {}", span.service), format!("{span:?}"))),
+    );
 
     // The search finds what is there: the order in every kind of place, and what was masked.
     for place in [

@@ -104,10 +104,13 @@ fn every_stage_is_logged_once(circle: &Circle, order_id: &str) {
     for (stage, process, names) in STAGES {
         let service = circle.services().find(|service| service.name() == process).unwrap();
         let lines = service.log_lines().unwrap();
-        let found: Vec<&Value> =
-            lines.iter().filter(|line| line["message"] == stage && line.to_string().contains(order_id)).collect();
+        let found: Vec<&Value> = lines
+            .iter()
+            .filter(|line| line["message"] == stage && line.to_string().contains(order_id))
+            .collect();
         let [line] = found.as_slice() else { panic!("{process}, {stage}: {found:#?}") };
-        let order = if line["aggregate_id"].is_string() { &line["aggregate_id"] } else { &line["payment_order_id"] };
+        let order =
+            if line["aggregate_id"].is_string() { &line["aggregate_id"] } else { &line["payment_order_id"] };
         assert_eq!((&line["trace_id"], order), (&json!(TRACE), &json!(order_id)), "{line}");
         let hexadecimal = |id: &str| id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit());
         assert!(line["span_id"].as_str().is_some_and(hexadecimal), "{line}");
