@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
+use axum::http::Uri;
 use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::trace;
 
 /// Where PostgreSQL is.
 #[derive(Args, Clone, Debug)]
@@ -162,10 +165,121 @@ pub struct AdminConfig {
     pub admin_listen: SocketAddr,
 }
 
-/// Logging.
+/// Logs and spans.
 #[derive(Args, Clone, Debug)]
 pub struct TelemetryConfig {
     /// Which log lines are written: `info`, `outbox_relay=debug,info`, ...
     #[arg(long, env = "LOG", default_value = "info", global = true)]
     pub log: String,
+    /// Where spans go: the base URL of a collector that takes OTLP over HTTP (protobuf), such as `http://collector:4318`; `/v1/traces` is
+    /// added. Without it no spans are made. The other variables of OpenTelemetry hold too: `OTEL_EXPORTER_OTLP_HEADERS`,
+    /// `OTEL_TRACES_SAMPLER`, `OTEL_BSP_MAX_QUEUE_SIZE`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SDK_DISABLED`, ...
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", global = true)]
+    pub otlp_endpoint: Option<String>,
+    /// Where spans go, with the path. Without it, the above holds.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value_name = "URL", global = true)]
+    pub otlp_traces_endpoint: Option<String>,
+}
+
+impl TelemetryConfig {
+    /// The URL that spans are sent to; None if there are to be none.
+    pub fn traces_endpoint(&self) -> anyhow::Result<Option<String>> {
+        self.traces_endpoint_beside(trace::set)
+    }
+
+    /// `set` looks a variable up that has no flag.
+    fn traces_endpoint_beside(&self, set: impl Fn(&str) -> Option<String>) -> anyhow::Result<Option<String>> {
+        let given = |url: &Option<String>| {
+            url.as_deref().map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned)
+        };
+        let whole = given(&self.otlp_traces_endpoint).map(|url| ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url));
+        let base = given(&self.otlp_endpoint)
+            .map(|url| ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{}/v1/traces", url.trim_end_matches('/'))));
+        let Some((name, url)) = whole.or(base) else { return Ok(None) };
+        if set("OTEL_SDK_DISABLED").is_some_and(|disabled| disabled.eq_ignore_ascii_case("true")) {
+            return Ok(None);
+        }
+        match set("OTEL_TRACES_EXPORTER").as_deref() {
+            None | Some("otlp") => {}
+            Some("none") => return Ok(None),
+            Some(other) => bail!("OTEL_TRACES_EXPORTER is {other}; this process knows otlp and none"),
+        }
+        for name in ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"] {
+            if let Some(protocol) = set(name) {
+                ensure!(
+                    protocol == "http/protobuf",
+                    "{name} is {protocol}; this process speaks http/protobuf, which collectors take on port 4318"
+                );
+                break;
+            }
+        }
+        // The URL may have a password in it: it is not shown.
+        let uri: Uri = url.parse().map_err(|_| anyhow!("{name} is not a URL"))?;
+        ensure!(
+            matches!(uri.scheme_str(), Some("http" | "https")),
+            "{name} does not begin with http:// or https://"
+        );
+        let authority = uri.authority().map_or("", axum::http::uri::Authority::as_str);
+        ensure!(
+            !authority.contains('@'),
+            "{name} has a user or password in it; credentials belong into OTEL_EXPORTER_OTLP_HEADERS"
+        );
+        Ok(Some(url))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        telemetry: TelemetryConfig,
+    }
+
+    /// Where spans would go with these flags and variables.
+    fn endpoint(flags: &[&str], variables: &[(&str, &str)]) -> Result<Option<String>, String> {
+        let telemetry = Cli::parse_from(std::iter::once(&"x").chain(flags)).telemetry;
+        let set = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        telemetry.traces_endpoint_beside(set).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn spans_go_where_the_standard_variables_say_or_nowhere() {
+        let base = ["--otlp-endpoint=http://collector:4318/"];
+        let both = ["--otlp-endpoint=http://a:1", "--otlp-traces-endpoint=https://b:2/x"];
+        let found = |url: &str| Ok(Some(url.to_owned()));
+        assert_eq!(endpoint(&[], &[]), Ok(None));
+        assert_eq!(endpoint(&["--otlp-endpoint= "], &[]), Ok(None));
+        assert_eq!(endpoint(&base, &[]), found("http://collector:4318/v1/traces"));
+        assert_eq!(endpoint(&both, &[]), found("https://b:2/x"));
+        for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
+            assert_eq!(endpoint(&base, &[off]), Ok(None));
+        }
+        let same = [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+        ];
+        assert!(endpoint(&base, &same).is_ok());
+    }
+
+    #[test]
+    fn an_endpoint_that_cannot_be_used_is_refused_by_its_name_and_without_its_password() {
+        let base = ["--otlp-endpoint=http://collector:4318"];
+        for (flags, variables, named) in [
+            (&base, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), "OTEL_EXPORTER_OTLP_PROTOCOL"),
+            (&base, ("OTEL_TRACES_EXPORTER", "zipkin"), "OTEL_TRACES_EXPORTER"),
+            (&["--otlp-endpoint=collector:4318"], ("", ""), "OTEL_EXPORTER_OTLP_ENDPOINT"),
+            (&["--otlp-endpoint=http://ada:hunter2@x"], ("", ""), "OTEL_EXPORTER_OTLP_HEADERS"),
+            (&["--otlp-traces-endpoint=http://hunter2 x"], ("", ""), "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+        ] {
+            let refused = endpoint(flags, &[variables]).unwrap_err();
+            assert!(refused.contains(named) && !refused.contains("hunter2"), "{refused}");
+        }
+    }
 }

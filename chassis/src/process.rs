@@ -5,12 +5,12 @@ use std::{future::Future, process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{config::TelemetryConfig, shutdown::Shutdown, telemetry};
+use crate::{config::TelemetryConfig, shutdown::Shutdown, telemetry, trace};
 
 /// How long tasks may take to finish after a signal.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Sets up logging and signals, runs `run` to its end and turns its result into an exit code: 0 after a clean end, 1 after an
+/// Sets up logs, spans and signals, runs `run` to its end and turns its result into an exit code: 0 after a clean end, 1 after an
 /// error, of a spawned task too. The first SIGTERM or SIGINT asks `run` to finish; a second one ends the process at once.
 pub async fn main<F>(
     service: &'static str,
@@ -36,6 +36,12 @@ where
     let result = run(shutdown.clone()).await;
     shutdown.request();
     let drained = shutdown.finished(GRACE).await;
+    let code = exit_code(service, result, drained, &shutdown);
+    trace::flush().await;
+    code
+}
+
+fn exit_code(service: &str, result: anyhow::Result<()>, drained: bool, shutdown: &Shutdown) -> ExitCode {
     match result {
         // The task has said in the log why.
         Ok(()) if shutdown.failed() => ExitCode::FAILURE,

@@ -5,7 +5,7 @@
 
 use std::{ffi::OsString, io::Read as _, path::Path};
 
-use clap::{Arg, Command, Parser};
+use clap::{Arg, ArgMatches, Command, Parser};
 
 /// A secret is a line; a file that is larger is another one.
 const FILE_MAX_BYTES: u64 = 64 * 1024;
@@ -13,14 +13,26 @@ const FILE_MAX_BYTES: u64 = 64 * 1024;
 /// Reads the command line, the environment, and the files that the environment names. Ends the process with a message if they do not fit,
 /// as `clap` does.
 pub fn parse<C: Parser>() -> C {
-    let command = explained(C::command());
+    let (mut command, matches) = read_all(C::command());
+    C::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
+/// The same, before anything is made of it.
+pub(crate) fn read_all(command: Command) -> (Command, ArgMatches) {
+    let command = explained(command);
     let given: Vec<OsString> = std::env::args_os().collect();
     let given = match with_files(&command, given, &|name| std::env::var_os(name)) {
         Ok(given) => given,
         Err(problem) => command.clone().error(clap::error::ErrorKind::ValueValidation, problem).exit(),
     };
     let matches = command.clone().get_matches_from(given);
-    C::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command.clone()).exit())
+    (command, matches)
+}
+
+/// Whether the setting stands in a file, which the environment names.
+pub(crate) fn in_file(argument: &Arg) -> bool {
+    let named = |name| std::env::var_os(format!("{name}_FILE")).is_some_and(|path| !path.is_empty());
+    secret(argument).is_some_and(named)
 }
 
 /// The environment variable of a setting that may stand in a file.

@@ -1,15 +1,15 @@
 //! JSON logs on stderr, and the W3C trace context that ties the processes together.
 //!
 //! A trace begins with a payment and is *stored* with it, so that what happens hours later (a webhook, a resolver) continues the
-//! same trace. Log lines carry `trace_id` as a field of their own.
+//! same trace. Log lines carry `trace_id` and `span_id` as fields of their own.
 
 use anyhow::Context as _;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 use uuid::Uuid;
 
-use crate::config::TelemetryConfig;
+use crate::{config::TelemetryConfig, trace};
 
-/// Starts logging: one JSON object per line on stderr, span fields flattened into the line.
+/// Starts logging, one JSON object per line on stderr, and the export of spans, if there is somewhere to export to.
 pub fn init(service: &'static str, config: &TelemetryConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log).with_context(|| format!("log filter {:?}", config.log))?;
     let json = tracing_subscriber::fmt::layer()
@@ -20,7 +20,7 @@ pub fn init(service: &'static str, config: &TelemetryConfig) -> anyhow::Result<(
         .with_writer(std::io::stderr);
     tracing_subscriber::registry().with(filter).with(json).try_init().context("logging was started twice")?;
     tracing::info!(service, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starting");
-    Ok(())
+    trace::init(service, config)
 }
 
 /// A W3C `traceparent` (version 00): which trace, and which span of it is the parent of what follows.
@@ -35,6 +35,21 @@ impl TraceContext {
     /// Begins a new, sampled trace.
     pub fn new_trace() -> Self {
         Self { trace_id: Uuid::new_v4().as_u128(), span_id: new_span_id(), flags: 1 }
+    }
+
+    /// The context of these ids and flags; None if an id is 0, which means that there is none.
+    pub fn new(trace_id: u128, span_id: u64, flags: u8) -> Option<Self> {
+        (trace_id != 0 && span_id != 0).then_some(Self { trace_id, span_id, flags })
+    }
+
+    /// Trace id, span id and flags.
+    pub fn parts(&self) -> (u128, u64, u8) {
+        (self.trace_id, self.span_id, self.flags)
+    }
+
+    /// Whether whoever began the trace wants its spans kept.
+    pub fn sampled(&self) -> bool {
+        self.flags & 1 == 1
     }
 
     /// A new span in the same trace.
@@ -58,12 +73,11 @@ impl TraceContext {
         if !length_fits || version == "ff" || ![version, trace, span, flags].into_iter().all(hex) {
             return None;
         }
-        let context = Self {
-            trace_id: u128::from_str_radix(trace, 16).ok()?,
-            span_id: u64::from_str_radix(span, 16).ok()?,
-            flags: u8::from_str_radix(flags, 16).ok()?,
-        };
-        (context.trace_id != 0 && context.span_id != 0).then_some(context)
+        Self::new(
+            u128::from_str_radix(trace, 16).ok()?,
+            u64::from_str_radix(span, 16).ok()?,
+            u8::from_str_radix(flags, 16).ok()?,
+        )
     }
 
     /// The `traceparent` header.
@@ -74,6 +88,11 @@ impl TraceContext {
     /// The trace id as 32 hexadecimal digits, as it stands in logs.
     pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace_id)
+    }
+
+    /// The span id as 16 hexadecimal digits, as it stands in logs.
+    pub fn span_id(&self) -> String {
+        format!("{:016x}", self.span_id)
     }
 }
 

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
+use chassis::{
+    config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig},
+    healthcheck::HealthcheckConfig,
+    settings::{OURS_OF_CONSUMERS, check_kafka, check_ports, check_postgres, check_registry, check_within},
+};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
 
@@ -16,6 +20,8 @@ use crate::{clock::Clock, webhooks::settings::WebhookConfig};
 pub enum Command {
     /// Carries out payment orders until asked to stop.
     Run(Box<Config>),
+    /// Asks the process that runs with the same ADMIN_LISTEN whether it is ready: exit code 0 if so, else 1 and why.
+    Healthcheck(HealthcheckConfig),
     /// Applies the migrations of the schema `executor`; run it as the owner of the database, after `outbox-relay migrate`.
     Migrate(Migration),
 }
@@ -101,10 +107,23 @@ pub(crate) const LEASE_MARGIN: Duration = Duration::from_secs(1);
 impl Config {
     /// Checks what no single setting can: called before anything is started.
     pub fn validate(&self) -> anyhow::Result<()> {
+        check_postgres(&self.postgres)?;
+        check_kafka(&self.kafka, &OURS_OF_CONSUMERS)?;
+        check_registry(&self.registry)?;
+        ensure!(!self.requests_topic.is_empty(), "REQUESTS_TOPIC is empty");
+        ensure!(!self.consumer_group.is_empty(), "CONSUMER_GROUP is empty");
+        if self.webhooks.enabled() {
+            let (webhooks, admin) = (self.webhooks.webhooks_listen, self.admin.admin_listen);
+            check_ports(("WEBHOOKS_LISTEN", webhooks), ("ADMIN_LISTEN", admin))?;
+        }
         let (timeout, lease) = (self.psp_timeout, self.lease());
+        check_within("PSP_TIMEOUT", timeout, Duration::from_millis(10)..=Duration::from_mins(10))?;
+        let connect = self.psps.psp_connect_timeout;
+        ensure!(!connect.is_zero(), "PSP_CONNECT_TIMEOUT is 0: no PSP could be reached");
+        let waits = self.ladder();
         ensure!(
-            timeout >= Duration::from_millis(10),
-            "PSP_TIMEOUT is {timeout:?}; it must be at least 10 ms"
+            waits.iter().all(|wait| !wait.is_zero()),
+            "RESOLVE_AFTER and RESOLVE_THEN must not be 0: a PSP would be asked without end"
         );
         ensure!(
             lease > timeout + LEASE_MARGIN,
@@ -169,6 +188,46 @@ mod tests {
         for (lease, fits) in [("2s", false), ("3s", false), ("3001ms", true)] {
             let config = config(&["--psp-timeout=2s", &format!("--lease={lease}")]);
             assert_eq!(config.validate().is_ok(), fits, "{lease}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_its_name_and_says_why() {
+        for (wrong, named, why) in [
+            (&["--concurrency=0"][..], "CONCURRENCY", "between 1 and 4096"),
+            (&["--psp-timeout=1ms"], "PSP_TIMEOUT", "between 10ms and 10m"),
+            (&["--psp-timeout=soon"], "--psp-timeout", "number"),
+            (&["--lease=8s"], "LEASE", "another executor could claim"),
+            (&["--resolve-then=1s,0s"], "RESOLVE_THEN", "without end"),
+            (&["--psp-connect-timeout=0s"], "PSP_CONNECT_TIMEOUT", "reached"),
+            (&["--breaker-pause=1ms"], "BREAKER_PAUSE", "at least 10 ms"),
+            (&["--mode=live"], "STRIPE_SECRET_KEY", "test key"),
+            (&["--mode=maybe"], "--mode", "test, live"),
+            (&["--requests-topic="], "REQUESTS_TOPIC", "empty"),
+            (
+                &[
+                    "--stripe-webhook-secrets=whsec_hunter2",
+                    "--webhooks-listen=127.0.0.1:9",
+                    "--admin-listen=0.0.0.0:9",
+                ],
+                "WEBHOOKS_LISTEN",
+                "ADMIN_LISTEN",
+            ),
+            (&["--kafka-property=auto.offset.reset=latest"], "auto.offset.reset", "begins"),
+        ] {
+            let base = [
+                "executor",
+                "--database-url=postgres://executor:hunter2@localhost/x",
+                "--kafka-bootstrap=localhost:1",
+                "--schema-registry-url=http://localhost:1",
+                "--stripe-secret-key=sk_test_hunter2",
+            ];
+            let refused = match Cli::try_parse_from(base.iter().chain(wrong)) {
+                Ok(cli) => format!("{:#}", cli.config.validate().unwrap_err()),
+                Err(refused) => refused.to_string(),
+            };
+            assert!(refused.contains(named) && refused.contains(why), "{wrong:?}: {refused}");
+            assert!(!refused.contains("hunter2"), "{refused}");
         }
     }
 }

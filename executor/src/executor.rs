@@ -28,6 +28,7 @@ use chassis::{
     group::{Group, Patience},
     postgres::{Disposition, disposition, transaction},
     shutdown::Shutdown,
+    trace::{Span, SpanKind},
 };
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::PgPool;
@@ -45,7 +46,7 @@ use crate::{
     lane::{Lane, Lanes},
     metrics::Metrics,
     psp::{Answer, Call, Psps, Verdict},
-    record::{self, Finding, Outcome, Recorded},
+    record::{self, Finding, Outcome, Recorded, Source},
     store::{self, Advance, Finished, Queue, Started},
     turn::{Claimed, Turn, begin, turn},
 };
@@ -268,6 +269,8 @@ impl Executor {
 
     /// Calls the PSP until there is something to record, and records it.
     async fn carry_out(&self, lane: &Lane, mut claimed: Claimed) {
+        let span = step(&claimed);
+        claimed.trace = span.context().or(claimed.trace);
         let mut cancelling = None;
         let mut finished = None;
         for calls_left in (0..CALLS_MAX).rev() {
@@ -278,7 +281,7 @@ impl Executor {
                 return;
             }
             failpoints::reached("E1");
-            let answering = lane.call(call, &claimed.order, claimed.known, deadline);
+            let answering = lane.call(call, &claimed.order, claimed.known, deadline, claimed.trace);
             let answer = failpoints::called(answering).await;
             failpoints::reached("E3");
             log_answer(&claimed, call, &answer);
@@ -310,7 +313,7 @@ impl Executor {
                 finished = Some(answered);
             }
         }
-        self.record(claimed, finished).await;
+        self.record(claimed, finished, span).await;
     }
 
     /// Finishes one call and writes down the next; the new end of the lease, or None if no call may be made.
@@ -326,9 +329,17 @@ impl Executor {
         Duration::try_from_secs_f64(seconds).ok().map(|remaining| before + remaining)
     }
 
-    async fn record(&self, claimed: Claimed, finished: Option<Finished>) {
+    async fn record(&self, claimed: Claimed, finished: Option<Finished>, mut span: Span) {
         let Claimed {
-            order, known, trace_id, reference, source, claim, turn: Turn::Concluded(outcome), ..
+            order,
+            known,
+            trace_id,
+            trace,
+            reference,
+            source,
+            claim,
+            turn: Turn::Concluded(outcome),
+            ..
         } = claimed
         else {
             return;
@@ -336,7 +347,10 @@ impl Executor {
         let payment_order_id = order.payment_order_id;
         let event_id = Uuid::now_v7();
         let (claim, in_doubt) = (Some(claim), known.in_doubt);
-        let finding = Finding { payment_order_id, source, claim, finished, outcome, in_doubt, event_id };
+        let within = trace.filter(|_| span.is_recording());
+        let finding =
+            Finding { payment_order_id, source, claim, finished, outcome, in_doubt, event_id, within };
+        let span_id = trace.map(|trace| trace.span_id());
         match self.findings.write(finding).await {
             Ok(Recorded { event: Some(event), state }) => {
                 self.metrics
@@ -344,8 +358,12 @@ impl Executor {
                     .with_label_values(&[event.psp_status.as_str(), source.as_str()])
                     .inc();
                 self.metrics.outbox_inserts.with_label_values(&[PspResultUpdateEvent::TYPE]).inc();
+                span.set("psp_status", event.psp_status.as_str());
+                span.set_if("psp_reference", event.psp_reference.clone());
+                span.set_if("error_code", event.error_code.clone());
                 tracing::info!(
                     trace_id,
+                    span_id,
                     %payment_order_id,
                     %event_id,
                     psp_reference = event.psp_reference,
@@ -358,10 +376,11 @@ impl Executor {
             }
             Ok(Recorded { event: None, state }) => {
                 let state = state.as_str();
-                tracing::info!(trace_id, %payment_order_id, psp_reference = reference, state, "nothing new to record");
+                tracing::info!(trace_id, span_id, %payment_order_id, psp_reference = reference, state, "nothing new to record");
             }
             Err(reason) => {
-                tracing::error!(trace_id, %payment_order_id, psp_reference = reference, %reason, "result not recorded; the PSP will be asked");
+                span.fail("not_recorded");
+                tracing::error!(trace_id, span_id, %payment_order_id, psp_reference = reference, %reason, "result not recorded; the PSP will be asked");
             }
         }
     }
@@ -377,9 +396,25 @@ impl Executor {
     }
 }
 
+/// The step in which an order is carried out, or asked about: from its claim to its result.
+fn step(claimed: &Claimed) -> Span {
+    let name = match claimed.source {
+        Source::Resolver => "resolve payment order",
+        Source::Reply | Source::Webhook | Source::Operator => "execute payment order",
+    };
+    let mut span = Span::start(SpanKind::Internal, name, claimed.trace);
+    if span.is_recording() {
+        span.set("payment_order_id", claimed.order.payment_order_id.to_string());
+        span.set("psp", claimed.order.psp.clone());
+        span.set("source", claimed.source.as_str());
+    }
+    span
+}
+
 fn log_answer(claimed: &Claimed, call: &Call, answer: &Answer) {
     tracing::debug!(
         trace_id = claimed.trace_id,
+        span_id = claimed.trace.map(|trace| trace.span_id()),
         payment_order_id = %claimed.order.payment_order_id,
         psp_reference = answer.reference,
         operation = call.operation.label(),

@@ -12,7 +12,7 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -21,6 +21,8 @@ use chassis::{
     kafka,
     postgres::{Disposition, disposition, transaction},
     shutdown::Shutdown,
+    telemetry::TraceContext,
+    trace::{self, Span, Step},
 };
 use futures::FutureExt as _;
 use rdkafka::{
@@ -62,6 +64,8 @@ pub struct Intake {
     metrics: Metrics,
     wake: Arc<Notify>,
     shutdown: Shutdown,
+    /// For those who read spans.
+    consumer_group: String,
     /// Records that came while a batch was held.
     ahead: Vec<OwnedMessage>,
     /// Next offset per partition, of what the database has.
@@ -71,8 +75,8 @@ pub struct Intake {
     trouble: Option<KafkaError>,
 }
 
-/// A record after decoding, with its original beside it.
-type Read = (OwnedMessage, Result<Request, Quarantined>);
+/// A record after decoding, with its original beside it, and the step in which it is taken in.
+type Read = (OwnedMessage, Result<Request, Quarantined>, Span);
 
 impl Intake {
     /// Subscribes. Makes no call yet.
@@ -106,7 +110,7 @@ impl Intake {
         consumer.subscribe(&[&config.requests_topic]).context("subscription")?;
         let (ahead, done, commit_at) = (vec![], HashMap::new(), Instant::now());
         let trouble = None;
-        let clock = config.clock.clone();
+        let (clock, consumer_group) = (config.clock.clone(), config.consumer_group.clone());
         Ok(Self {
             consumer,
             decoder,
@@ -116,6 +120,7 @@ impl Intake {
             metrics,
             wake,
             shutdown,
+            consumer_group,
             ahead,
             done,
             commit_at,
@@ -145,6 +150,7 @@ impl Intake {
     /// What is ready, at least one record; None at the end.
     async fn poll(&mut self) -> Option<Vec<OwnedMessage>> {
         let mut batch = std::mem::take(&mut self.ahead);
+        let began = trace::exporting().then(SystemTime::now);
         while batch.is_empty() {
             let commit_due = if self.done.is_empty() { Duration::from_hours(1) } else { COMMIT_EVERY };
             tokio::select! {
@@ -171,6 +177,9 @@ impl Intake {
             bytes += message.payload_len();
             batch.push(message.detach());
         }
+        if began.is_some() {
+            self.polled(&batch, began);
+        }
         Some(batch)
     }
 
@@ -190,13 +199,56 @@ impl Intake {
         for record in batch {
             loop {
                 match request::read(&record, &self.decoder, &self.psps, self.clock.now()).await {
-                    Ok(outcome) => break read.push((record, outcome)),
+                    Ok(mut outcome) => {
+                        let span = self.step(&record, &mut outcome);
+                        break read.push((record, outcome, span));
+                    }
                     Err(text) => self.hold("registry", &text, &mut backoff).await?,
                 }
             }
         }
         self.go_on("registry");
         Some(read)
+    }
+
+    /// The step that fetched a batch: of no payment's trace, linked to all of them.
+    fn polled(&self, batch: &[OwnedMessage], began: Option<SystemTime>) {
+        let traces: Vec<TraceContext> = batch.iter().filter_map(request::trace_of).collect();
+        if let Some(first) = batch.first().filter(|_| traces.iter().any(TraceContext::sampled)) {
+            let mut span = Span::messaging_since(Step::Poll, first.topic(), None, &traces, began);
+            span.set("messaging.consumer.group.name", self.consumer_group.clone());
+            span.set("messaging.client.id", "executor");
+            span.set("messaging.batch.message_count", i64::try_from(batch.len()).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The step in which a record is taken in: a child of the one that made it, and linked to it. All that is done for the order from here
+    /// on is a child of this step.
+    fn step(&self, record: &OwnedMessage, outcome: &mut Result<Request, Quarantined>) -> Span {
+        if !trace::exporting() {
+            return Span::none();
+        }
+        let created = request::trace_of(record);
+        let mut span = Span::messaging(Step::Process, record.topic(), created, created.as_slice());
+        if span.is_recording() {
+            span.set("messaging.consumer.group.name", self.consumer_group.clone());
+            span.set("messaging.client.id", "executor");
+            span.set_position(record.partition(), record.offset());
+            match outcome {
+                Ok(request) => {
+                    let payment_order_id = request.event.payment_order_id.to_string();
+                    span.set("messaging.kafka.message.key", payment_order_id.clone());
+                    span.set("payment_order_id", payment_order_id);
+                    span.set_if("messaging.message.id", request.event_id.map(|id| id.to_string()));
+                    span.set("psp", request.event.psp.clone());
+                }
+                Err(aside) => span.fail(aside.reason.as_str()),
+            }
+        }
+        if let (Ok(request), Some(context)) = (outcome, span.context()) {
+            request.trace = context;
+        }
+        span
     }
 
     /// Writes a batch, waiting for the database as long as it takes; false at the end. A batch that the database refuses is halved
@@ -219,17 +271,18 @@ impl Intake {
             if part.len() > 1 {
                 let rest = part.split_off(part.len() / 2);
                 parts.extend([rest, part]);
-            } else if let Some((record, outcome)) = part.pop() {
+            } else if let Some((record, outcome, mut span)) = part.pop() {
                 if outcome.is_err() {
                     // Even quarantine refuses it: a fault of ours, and nothing is to be lost by it.
-                    parts.push(vec![(record, outcome)]);
+                    parts.push(vec![(record, outcome, span)]);
                     if self.hold("database", &error.to_string(), &mut backoff).await.is_none() {
                         return false;
                     }
                     continue;
                 }
                 let aside = request::quarantined(&record, Reason::Refused, &error.to_string());
-                parts.push(vec![(record, Err(aside))]);
+                span.fail(aside.reason.as_str());
+                parts.push(vec![(record, Err(aside), span)]);
             }
         }
         self.go_on("database");
@@ -238,9 +291,9 @@ impl Intake {
 
     async fn write(&self, part: &[Read]) -> Result<(), sqlx::Error> {
         let requests: Vec<Request> =
-            part.iter().filter_map(|(_, outcome)| outcome.as_ref().ok().cloned()).collect();
+            part.iter().filter_map(|(_, outcome, _)| outcome.as_ref().ok().cloned()).collect();
         let aside: Vec<Quarantined> =
-            part.iter().filter_map(|(_, outcome)| outcome.as_ref().err().cloned()).collect();
+            part.iter().filter_map(|(_, outcome, _)| outcome.as_ref().err().cloned()).collect();
         let count = requests.len();
         let new = transaction(&self.pool, move |tx| {
             Box::pin(async move {
@@ -262,11 +315,12 @@ impl Intake {
 
     /// Logs what is in the database now, and remembers how far its offsets go.
     fn note(&mut self, part: &[Read]) {
-        for (record, outcome) in part {
+        for (record, outcome, _) in part {
             let (partition, offset) = (record.partition(), record.offset());
             match outcome {
-                Ok(request) => tracing::debug!(
+                Ok(request) => tracing::info!(
                     trace_id = request.trace.trace_id(),
+                    span_id = request.trace.span_id(),
                     payment_order_id = %request.event.payment_order_id,
                     event_id = request.event_id.map(tracing::field::display),
                     partition,

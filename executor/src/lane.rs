@@ -17,7 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chassis::{backoff::Backoff, shutdown::Shutdown};
+use chassis::{
+    backoff::Backoff,
+    shutdown::Shutdown,
+    telemetry::TraceContext,
+    trace::{Span, SpanKind},
+};
 
 use crate::{
     breaker::{Admission, Breaker, State},
@@ -91,7 +96,14 @@ impl Lane {
     }
 
     /// Calls the PSP, at most three times, until `deadline`, and not at all once it is too late for what is `known` of the order.
-    pub async fn call(&self, call: &Call, order: &Order, known: Known, deadline: Instant) -> Answer {
+    pub async fn call(
+        &self,
+        call: &Call,
+        order: &Order,
+        known: Known,
+        deadline: Instant,
+        within: Option<TraceContext>,
+    ) -> Answer {
         let mut backoff = Backoff::new(AGAIN_FIRST, AGAIN_MAX);
         let (mut tries, mut doubtful) = (0, None);
         loop {
@@ -100,7 +112,10 @@ impl Lane {
                 let late = Answer::new(Verdict::Later).error(code::EXPIRED, "too late to be sent");
                 return conclude(late, doubtful);
             }
+            let mut span = self.step(call, order, within, tries);
             let answer = self.try_once(call, order, deadline).await;
+            answered(&mut span, &answer);
+            drop(span);
             tries += 1;
             let pause = backoff.next_delay();
             let again = tries < TRIES_MAX
@@ -120,6 +135,32 @@ impl Lane {
     fn may_begin(&self, call: &Call, known: Known, doubtful: bool) -> bool {
         let known = Known { in_doubt: known.in_doubt || doubtful, ..known };
         course::may_begin(call.operation, known, self.psp.capabilities(), self.clock.now())
+    }
+
+    /// The step of one try, by OpenTelemetry's conventions for HTTP. Neither a key nor anything of a body is in it.
+    fn step(&self, call: &Call, order: &Order, within: Option<TraceContext>, tries: u32) -> Span {
+        let Some(within) = within else { return Span::none() };
+        let operation = call.operation.label();
+        let mut span = Span::start(
+            SpanKind::Client,
+            format!("{} {}/{operation}", call.method, self.psp.label()),
+            Some(within),
+        );
+        if span.is_recording() {
+            span.set("http.request.method", call.method);
+            if let Some(url) = self.psp.base_url().and_then(|base_url| reqwest::Url::parse(base_url).ok()) {
+                span.set_if("server.address", url.host_str().map(str::to_owned));
+                span.set_if("server.port", url.port_or_known_default().map(i64::from));
+            }
+            span.set_if("url.full", self.psp.base_url().map(|base_url| format!("{base_url}{}", call.path)));
+            if tries > 0 {
+                span.set("http.request.resend_count", i64::from(tries));
+            }
+            span.set("psp", self.psp.name());
+            span.set("psp.operation", operation);
+            span.set("payment_order_id", order.payment_order_id.to_string());
+        }
+        span
     }
 
     async fn try_once(&self, call: &Call, order: &Order, deadline: Instant) -> Answer {
@@ -161,6 +202,22 @@ impl Lane {
             }
         }
         result
+    }
+}
+
+/// What a try was answered. A decline is an answer like any other.
+fn answered(span: &mut Span, answer: &Answer) {
+    if !span.is_recording() {
+        return;
+    }
+    span.set_if("http.response.status_code", answer.http_status.map(i64::from));
+    span.set("psp.verdict", answer.verdict.as_str());
+    span.set_if("psp_reference", answer.reference.clone());
+    span.set_if("psp.request_id", answer.request_id.clone());
+    match answer.http_status {
+        Some(status) if status >= 500 || matches!(status, 401 | 403 | 429) => span.fail(&status.to_string()),
+        None => span.fail(answer.error_code.as_deref().unwrap_or(code::PSP_CONNECTION_LOST)),
+        Some(_) => {}
     }
 }
 
@@ -257,7 +314,7 @@ mod tests {
 
     async fn call_for(lane: &Lane, known: Known, within: Duration) -> Answer {
         let call = lane.psp.prepare(Operation::Confirm, &order(), None).unwrap();
-        lane.call(&call, &order(), known, Instant::now() + within).await
+        lane.call(&call, &order(), known, Instant::now() + within, None).await
     }
 
     const LONG: Duration = Duration::from_mins(1);

@@ -45,7 +45,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use chassis::{
-    admin,
+    admin, healthcheck,
     http::{self, Limits},
     postgres,
     shutdown::Shutdown,
@@ -68,6 +68,7 @@ use crate::{
 pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
     match command {
         Command::Run(config) => run(*config, shutdown).await,
+        Command::Healthcheck(config) => healthcheck::ask(&config).await,
         Command::Migrate(migration) => migrate(&migration).await,
     }
 }

@@ -342,6 +342,10 @@ pub trait Psp: fmt::Debug + Send + Sync {
     fn name(&self) -> &'static str;
     /// As metrics name it.
     fn label(&self) -> &'static str;
+    /// Where it is reached, without a slash at the end, if it is reached by a URL.
+    fn base_url(&self) -> Option<&str> {
+        None
+    }
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
     /// How it counts amounts.

@@ -14,7 +14,11 @@ mod settlement;
 
 use std::{collections::HashSet, str::FromStr, sync::Arc, time::Duration};
 
-use chassis::{postgres::transaction, telemetry::TraceContext};
+use chassis::{
+    postgres::transaction,
+    telemetry::TraceContext,
+    trace::{Span, Step},
+};
 use outbox::NewEvent;
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::{PgConnection, PgPool};
@@ -114,6 +118,8 @@ pub struct Finding {
     pub in_doubt: bool,
     /// Id of the event, should it become one: drawn before, so that writing it twice is writing it once.
     pub event_id: Uuid,
+    /// The step in which it was found, if spans are made.
+    pub within: Option<TraceContext>,
 }
 
 /// What was found.
@@ -266,14 +272,16 @@ async fn record_round(
             standings.iter().find(|standing| standing.payment_order_id == finding.payment_order_id);
         // Findings are about orders that were taken in: rows that are never deleted.
         let standing = standing.ok_or(sqlx::Error::RowNotFound)?;
-        pairs.push((standing, settlement::settle(standing, finding, &ladder.waits, ladder.clock.now())));
+        let parent = finding.within.or_else(|| TraceContext::parse(&standing.traceparent));
+        let change = settlement::settle(standing, finding, &ladder.waits, ladder.clock.now());
+        pairs.push((standing, change, parent));
     }
-    let changes: Vec<Change> = pairs.iter().map(|(_, change)| change.clone()).collect();
+    let changes: Vec<Change> = pairs.iter().map(|(_, change, _)| change.clone()).collect();
     let new = results::insert_results(tx, &changes).await?;
     failpoints::reached("E4");
     append(tx, &pairs, &new).await?;
     results::apply(tx, &changes, ladder.clock.ahead()).await?;
-    let recorded = |(standing, change): (&Standing, Change)| Recorded {
+    let recorded = |(standing, change, _): (&Standing, Change, _)| Recorded {
         event: change.result.filter(|_| new.contains(&change.event_id)),
         state: change.standing.map_or(standing.state, |moved| moved.state),
     };
@@ -282,14 +290,15 @@ async fn record_round(
 
 async fn append(
     tx: &mut PgConnection,
-    pairs: &[(&Standing, Change)],
+    pairs: &[(&Standing, Change, Option<TraceContext>)],
     new: &[Uuid],
 ) -> Result<(), sqlx::Error> {
     let mut events = Vec::with_capacity(new.len());
-    for (standing, change) in pairs.iter().filter(|(_, change)| new.contains(&change.event_id)) {
+    for (standing, change, parent) in pairs.iter().filter(|(_, change, _)| new.contains(&change.event_id)) {
         let payload =
             serde_json::to_value(&change.result).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        let traceparent = TraceContext::parse(&standing.traceparent).map(|trace| trace.child().traceparent());
+        let created = parent.map(|parent| created(change, parent).unwrap_or_else(|| parent.child()));
+        let traceparent = created.map(|created| created.traceparent());
         events.push((
             change,
             change.payment_order_id.to_string(),
@@ -310,4 +319,17 @@ async fn append(
         tracestate: *tracestate,
     });
     outbox::append_all(tx, events.collect()).await
+}
+
+/// The step that makes an event: its context goes with the event, wherever it is carried.
+fn created(change: &Change, parent: TraceContext) -> Option<TraceContext> {
+    let mut span = Span::messaging(Step::Create, PspResultUpdateEvent::TYPE, Some(parent), &[]);
+    if span.is_recording() {
+        span.set("messaging.message.id", change.event_id.to_string());
+        span.set("payment_order_id", change.payment_order_id.to_string());
+        let result = change.result.as_ref();
+        span.set_if("psp_status", result.map(|result| result.psp_status.as_str()));
+        span.set_if("psp_reference", result.and_then(|result| result.psp_reference.clone()));
+    }
+    span.context()
 }

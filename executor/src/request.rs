@@ -36,7 +36,7 @@ pub struct Request {
     pub event: PaymentOrderRequestedEvent,
     /// `ce_id` of the record.
     pub event_id: Option<Uuid>,
-    /// The trace that the payment began; a new one if the record has none.
+    /// The trace that the payment began; a new one if the record has none. What is done for the order is a child of this step.
     pub trace: TraceContext,
     /// Its state, unchanged.
     pub tracestate: Option<String>,
@@ -142,6 +142,11 @@ pub async fn read(
         tracestate: envelope.tracestate.filter(printable).filter(|_| trace.is_some()),
         trace: trace.unwrap_or_else(TraceContext::new_trace),
     }))
+}
+
+/// The context that came with a record: that of its creation.
+pub fn trace_of(record: &OwnedMessage) -> Option<TraceContext> {
+    with_headers(record, Envelope::read).ok()?.traceparent.as_deref().and_then(TraceContext::parse)
 }
 
 /// Sets a record aside, as it came, but for card numbers: those are kept nowhere, and stand in no log.

@@ -24,6 +24,8 @@ pub(crate) struct Claimed {
     pub(crate) order: Order,
     pub(crate) known: Known,
     pub(crate) trace_id: String,
+    /// The step that all that is done now belongs to.
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) reference: Option<String>,
     pub(crate) source: Source,
     pub(crate) claim: Uuid,
@@ -65,8 +67,10 @@ pub(crate) fn begin(
         in_doubt,
         expires_at: order.expires_at,
     };
+    let trace = TraceContext::parse(&traceparent);
     let mut claimed = Claimed {
-        trace_id: TraceContext::parse(&traceparent).map(|trace| trace.trace_id()).unwrap_or_default(),
+        trace_id: trace.map(|trace| trace.trace_id()).unwrap_or_default(),
+        trace,
         source: if queue == Queue::Queued { Source::Reply } else { Source::Resolver },
         order,
         known,

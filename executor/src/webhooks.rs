@@ -32,7 +32,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use chassis::postgres::transaction;
+use chassis::{postgres::transaction, trace::Span};
 use futures::StreamExt as _;
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -79,6 +79,14 @@ impl Sender {
     /// The one that the database names so.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|sender| sender.name() == name)
+    }
+
+    /// Where it sends to.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Stripe => "/webhooks/stripe",
+            Self::Adyen => "/webhooks/adyen",
+        }
     }
 
     /// Largest body that is read, in bytes.
@@ -236,10 +244,10 @@ impl Webhooks {
     pub fn router(&self) -> Router {
         let mut router = Router::new();
         if self.0.stripe.is_some() {
-            router = router.route("/webhooks/stripe", post(receive_stripe));
+            router = router.route(Sender::Stripe.path(), post(receive_stripe));
         }
         if self.0.adyen.is_some() {
-            router = router.route("/webhooks/adyen", post(receive_adyen));
+            router = router.route(Sender::Adyen.path(), post(receive_adyen));
         }
         router.with_state(self.clone())
     }
@@ -249,10 +257,22 @@ impl Webhooks {
     where
         F: Future<Output = Result<Vec<Arrived>, Refusal>>,
     {
+        // A trace of its own: a stranger's is not continued, and whose payment it is about is not known yet.
+        let path = sender.path();
+        let mut span = Span::server("POST", path, path, None);
+        let response = self.answer(sender, verified, &span).await;
+        span.answered(response.status().as_u16());
+        response
+    }
+
+    async fn answer<F>(&self, sender: Sender, verified: F, span: &Span) -> Response
+    where
+        F: Future<Output = Result<Vec<Arrived>, Refusal>>,
+    {
         let Ok(_permit) = self.0.permits.try_acquire() else {
             return self.refuse(sender, Refusal::Busy);
         };
-        let stored = timeout(REQUEST_MAX, async { self.store(sender, verified.await?).await }).await;
+        let stored = timeout(REQUEST_MAX, async { self.store(sender, verified.await?, span).await }).await;
         match stored.unwrap_or(Err(Refusal::Slow)) {
             Ok(()) => (StatusCode::OK, sender.accepted()).into_response(),
             Err(refusal) => self.refuse(sender, refusal),
@@ -268,7 +288,7 @@ impl Webhooks {
     }
 
     /// In a transaction of its own, which a sender that hangs up does not cut.
-    async fn store(&self, sender: Sender, mut arrived: Vec<Arrived>) -> Result<(), Refusal> {
+    async fn store(&self, sender: Sender, mut arrived: Vec<Arrived>, span: &Span) -> Result<(), Refusal> {
         let counted = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let received =
             |outcome| self.0.metrics.webhooks_received.with_label_values(&[sender.label(), outcome]);
@@ -279,8 +299,10 @@ impl Webhooks {
         if arrived.is_empty() {
             return Ok(());
         }
-        let new =
-            transaction(&self.0.pool, move |tx| Box::pin(async move { store::insert(tx, &arrived).await }));
+        let traceparent = span.context().map(|context| context.traceparent());
+        let new = transaction(&self.0.pool, move |tx| {
+            Box::pin(async move { store::insert(tx, &arrived, traceparent.as_deref()).await })
+        });
         let new = new.await.map_err(|error| {
             tracing::error!(psp = sender.label(), %error, "a webhook could not be stored; the PSP will send it again");
             Refusal::Database

@@ -10,7 +10,7 @@ mod verify;
 use std::io::Write as _;
 
 use anyhow::Context as _;
-use chassis::{postgres, shutdown::Shutdown};
+use chassis::{healthcheck, postgres, shutdown::Shutdown};
 use serde::Serialize;
 use sqlx::Connection as _;
 
@@ -41,6 +41,7 @@ pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()>
     match command {
         Command::Run(config) if config.print_producer => print_producer(&config),
         Command::Run(config) => crate::run(*config, shutdown).await,
+        Command::Healthcheck(config) => healthcheck::ask(&config).await,
         Command::Setup(config) => setup(&config).await,
         Command::Migrate(config) => migrate(&config).await,
         Command::Doctor(config) => doctor(&config).await,

@@ -2,14 +2,23 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
+use anyhow::{Context as _, ensure};
+use chassis::{
+    config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig},
+    healthcheck::HealthcheckConfig,
+    settings::{check_kafka, check_postgres, check_registry, check_within},
+};
 use clap::{Args, Subcommand};
+
+use crate::catalogue::Catalogue;
 
 /// What the binary can do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Publish until asked to stop; stand by while another process of the same name leads.
     Run(Box<RunConfig>),
+    /// Ask the process that runs with the same ADMIN_LISTEN whether it is ready: exit code 0 if so, else 1 and why.
+    Healthcheck(HealthcheckConfig),
     /// Create the topics of the catalogue and register its schemas. Doing it again changes nothing.
     Setup(SetupConfig),
     /// Create or upgrade the outbox in a database, and grant its use.
@@ -85,6 +94,61 @@ pub struct RunConfig {
     /// Print the settings of the Kafka producer as JSON, without the properties given to it, and do nothing.
     #[arg(long)]
     pub print_producer: bool,
+}
+
+/// Properties of the producer that an operator cannot have otherwise, and why.
+const OURS: [(&str, &str); 9] = [
+    ("enable.idempotence", NO_COPIES),
+    ("enable.gapless.guarantee", NO_COPIES),
+    ("max.in.flight", NO_COPIES),
+    ("max.in.flight.requests.per.connection", NO_COPIES),
+    ("acks", "progress is saved once all in-sync replicas have a record, and not before"),
+    ("request.required.acks", "progress is saved once all in-sync replicas have a record, and not before"),
+    ("message.timeout.ms", "a record never expires in the queue: brokers that are away are waited for"),
+    ("delivery.timeout.ms", "a record never expires in the queue: brokers that are away are waited for"),
+    ("transactional.id", "Kafka's transactions are not used, see ARCHITECTURE.md"),
+];
+const NO_COPIES: &str =
+    "events of a key stay in order, and without gaps, through one idempotent producer alone";
+
+/// The ring has eight days, and a leaf has to be emptied before its day comes round.
+const RING: Duration = Duration::from_hours(7 * 24);
+
+impl RunConfig {
+    /// Checks what no single setting can. Connects to nothing.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        check_postgres(&self.postgres)?;
+        check_kafka(&self.kafka, &OURS)?;
+        check_registry(&self.registry)?;
+        Catalogue::read(&self.catalogue.events).context("EVENTS")?;
+        ensure!(!self.name.trim().is_empty(), "RELAY_NAME is empty: progress and leader lock go by it");
+        ensure!(
+            !self.source.trim().is_empty(),
+            "EVENT_SOURCE is empty: CloudEvents has no event without a source"
+        );
+        check_within("POLL_BUSY", self.poll_busy, Duration::from_millis(1)..=Duration::from_secs(1))?;
+        check_within("POLL_IDLE", self.poll_idle, Duration::from_millis(1)..=Duration::from_secs(10))?;
+        ensure!(
+            self.poll_busy <= self.poll_idle,
+            "POLL_BUSY ({:?}) is longer than POLL_IDLE ({:?}): the outbox would be looked at less often while events arrive",
+            self.poll_busy,
+            self.poll_idle
+        );
+        check_within("SAVE_INTERVAL", self.save_interval, Duration::ZERO..=Duration::from_secs(5))?;
+        check_within(
+            "RETENTION_EVERY",
+            self.retention_every,
+            Duration::from_secs(1)..=Duration::from_hours(24),
+        )?;
+        ensure!(
+            self.retention + self.retention_every <= RING,
+            "RETENTION ({}) and RETENTION_EVERY ({}) are more than 7 days together: a leaf of the ring would not be looked at \
+             between its last event's retention and the day on which it comes round",
+            humantime::format_duration(self.retention),
+            humantime::format_duration(self.retention_every)
+        );
+        Ok(())
+    }
 }
 
 fn retention(text: &str) -> Result<Duration, String> {
@@ -271,4 +335,60 @@ pub struct MoveConfig {
 fn rfc3339(text: &str) -> Result<time::OffsetDateTime, String> {
     time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
         .map_err(|error| format!("{error}; expected a time such as 2026-01-31T12:00:00Z"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: RunConfig,
+    }
+
+    const EVENTS: &str = concat!("--events=", env!("CARGO_MANIFEST_DIR"), "/../schema/events.toml");
+
+    fn config(more: &[&str]) -> Result<RunConfig, String> {
+        let base = [
+            "outbox-relay",
+            "--database-url=postgres://relay:hunter2@localhost/x",
+            "--kafka-bootstrap=localhost:1",
+            "--schema-registry-url=http://localhost:1",
+        ];
+        let events = (!more.iter().any(|more| more.starts_with("--events"))).then_some(EVENTS);
+        let given = base.into_iter().chain(events).chain(more.iter().copied());
+        Cli::try_parse_from(given).map(|cli| cli.config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_its_name_and_says_why() {
+        config(&[]).unwrap().validate().unwrap();
+        for (wrong, named, why) in [
+            (&["--page-rows=0"][..], "--page-rows", "1..=100000"),
+            (&["--in-flight-max-kib=1"], "--in-flight-max-kib", "64..=1048576"),
+            (&["--retention=7d"], "--retention", "1h to 6d"),
+            (&["--poll-idle=soon"], "--poll-idle", "number"),
+            (&["--admin-listen=here"], "--admin-listen", "invalid socket address"),
+            (&["--poll-busy=50ms"], "POLL_BUSY", "POLL_IDLE"),
+            (&["--poll-idle=1min"], "POLL_IDLE", "between 1ms and 10s"),
+            (&["--save-interval=1min"], "SAVE_INTERVAL", "between 0s and 5s"),
+            (&["--retention-every=1day 1s"], "RETENTION_EVERY", "1day"),
+            (&["--retention=6d", "--retention-every=24h", "--name= "], "RELAY_NAME", "leader lock"),
+            (&["--source="], "EVENT_SOURCE", "CloudEvents"),
+            (&["--events=/nowhere/events.toml"], "EVENTS", "/nowhere/events.toml"),
+            (&["--kafka-property=acks=1"], "acks", "in-sync replicas"),
+            (&["--kafka-property=enable.idempotence=false"], "enable.idempotence", "in order"),
+        ] {
+            let refused = match config(wrong) {
+                Ok(config) => format!("{:#}", config.validate().unwrap_err()),
+                Err(refused) => refused,
+            };
+            assert!(refused.contains(named) && refused.contains(why), "{wrong:?}: {refused}");
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
+        config(&["--kafka-property=linger.ms=5"]).unwrap().validate().unwrap();
+    }
 }

@@ -6,10 +6,14 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use chassis::{backoff::Backoff, telemetry::TraceContext};
+use chassis::{
+    backoff::Backoff,
+    telemetry::TraceContext,
+    trace::{self, Span, Step},
+};
 use schema::{
     registry::RegistryError,
     wire::{begin_frame, value_subject},
@@ -83,7 +87,9 @@ struct Outgoing {
     /// The event type of the row before: most pages are of one.
     kind: Option<Arc<Kind>>,
     /// The log tells of each event.
-    told: bool,
+    logged: bool,
+    /// Since when it is sent, if spans are made.
+    traced: Option<SystemTime>,
 }
 
 impl Dispatcher {
@@ -153,7 +159,8 @@ impl Dispatcher {
             found: 0,
             parked: Vec::new(),
             kind: None,
-            told: rows <= LOGGED_ONE_BY_ONE_MAX || tracing::enabled!(tracing::Level::DEBUG),
+            logged: rows <= LOGGED_ONE_BY_ONE_MAX || tracing::enabled!(tracing::Level::DEBUG),
+            traced: trace::exporting().then(SystemTime::now),
         }
     }
 
@@ -191,7 +198,10 @@ impl Dispatcher {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let Record { id, event_id, created_at, .. } = *record;
-        let told = outgoing.told.then(|| Box::new(told(record)));
+        let told = (outgoing.logged || outgoing.traced.is_some())
+            .then(|| told(record, kind.topic, outgoing.logged, outgoing.traced))
+            .flatten()
+            .map(Box::new);
         outgoing.entries.push(Entry { id, event_id, created_at, topic: kind.topic, told });
         Ok(Ok(()))
     }
@@ -341,9 +351,22 @@ fn partition(key: &[u8], partitions: u32) -> u32 {
     (murmur2::murmur2(key, murmur2::KAFKA_SEED) & 0x7fff_ffff) % partitions.max(1)
 }
 
-fn told(record: &Record<'_>) -> Told {
-    let trace = record.traceparent.and_then(TraceContext::parse);
-    Told { aggregate_id: record.aggregate_id.to_owned(), trace_id: trace.map(|trace| trace.trace_id()) }
+/// What log and trace tell of an event; None if neither tells anything.
+fn told(record: &Record<'_>, topic: &str, logged: bool, traced: Option<SystemTime>) -> Option<Told> {
+    let created = record.traceparent.and_then(TraceContext::parse);
+    let span = match (traced, created) {
+        // A child of the step that made the event, and linked to it. That one's context goes on, in the record's headers.
+        (Some(began), Some(context)) => {
+            Span::messaging_since(Step::Send, topic, created, &[context], Some(began))
+        }
+        (None, _) | (_, None) => Span::none(),
+    };
+    (logged || span.is_recording()).then(|| Told {
+        aggregate_id: record.aggregate_id.to_owned(),
+        trace: created,
+        logged,
+        span,
+    })
 }
 
 fn parking(record: &Record<'_>, reason: Option<String>) -> Parking {

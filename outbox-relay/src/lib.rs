@@ -68,6 +68,7 @@ struct Relay {
 
 /// Runs a relay until shutdown: stands by, leads, and stands by again when a term ends with an error.
 pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
+    config.validate()?;
     // Leaked: encoders hold the parsed schemas, and both live as long as the process.
     let catalogue: &'static Catalogue = Box::leak(Box::new(Catalogue::read(&config.catalogue.events)?));
     let prometheus = admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;

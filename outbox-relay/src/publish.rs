@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use chassis::config::KafkaConfig;
+use chassis::{config::KafkaConfig, telemetry::TraceContext, trace::Span};
 use rdkafka::{
     ClientConfig, ClientContext, Message as _,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
@@ -74,17 +74,21 @@ pub struct Entry {
     pub created_at: OffsetDateTime,
     /// Topic that it goes to.
     pub topic: &'static str,
-    /// What the log tells of it alone, if it tells of single events.
+    /// What log or trace tell of it alone, if they tell of single events.
     pub told: Option<Box<Told>>,
 }
 
-/// What the log says of an event beside its ids.
+/// What is told of an event beside its ids.
 #[derive(Debug)]
 pub struct Told {
     /// Its key.
     pub aggregate_id: String,
-    /// The trace that it belongs to.
-    pub trace_id: Option<String>,
+    /// The step that made it.
+    pub trace: Option<TraceContext>,
+    /// The log tells of it.
+    pub logged: bool,
+    /// The step that sends it.
+    pub span: Span,
 }
 
 /// The records of one batch on their way to the brokers, and what these report of them.

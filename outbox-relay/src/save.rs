@@ -46,8 +46,15 @@ impl Batches {
         if self.head.is_none() {
             self.head = self.queue.recv().await;
         }
-        if let Some(batch) = &self.head {
-            batch.delivery.delivered().await?;
+        if let Some(batch) = &mut self.head
+            && let Err(error) = batch.delivery.delivered().await
+        {
+            batch
+                .entries
+                .iter_mut()
+                .filter_map(|entry| entry.told.as_mut())
+                .for_each(|told| told.span.fail("not_delivered"));
+            return Err(error.into());
         }
         Ok(self.head.take())
     }
@@ -123,11 +130,11 @@ impl Saver {
                             continue;
                         }
                     };
-                    let Some(batch) = next else { break };
+                    let Some(mut batch) = next else { break };
                     if finish.is_cancelled() {
                         crate::failpoint("R7");
                     }
-                    let ranges = self.acknowledged(&batch);
+                    let ranges = self.acknowledged(&mut batch);
                     let mut progress = with(unsaved.take(), &batch)?;
                     merge(&mut progress.ranges, ranges);
                     unsaved = Some(progress);
@@ -181,16 +188,17 @@ impl Saver {
     }
 
     /// Notes where the records of a delivered batch lie, for the cursor, the metrics and the log.
-    fn acknowledged(&mut self, batch: &Batch) -> Vec<Landed> {
+    fn acknowledged(&mut self, batch: &mut Batch) -> Vec<Landed> {
         let positions = batch.delivery.take_positions();
-        let told = batch.entries.first().is_some_and(|entry| entry.told.is_some());
+        let logged =
+            batch.entries.first().is_some_and(|entry| entry.told.as_ref().is_some_and(|told| told.logged));
         let now = OffsetDateTime::now_utc();
         let mut landed = Vec::<Landed>::new();
-        for (entry, (partition, offset)) in batch.entries.iter().zip(positions) {
+        for (entry, (partition, offset)) in batch.entries.iter_mut().zip(positions) {
             let waited = (now - entry.created_at).as_seconds_f64().max(0.0);
             self.relay.metrics.publish_duration.observe(waited);
-            if let Some(told) = &entry.told {
-                log(entry, told, partition, offset);
+            if let Some(told) = entry.told.take() {
+                tell(entry, *told, partition, offset);
             }
             match landed
                 .iter_mut()
@@ -222,7 +230,7 @@ impl Saver {
             self.relay.metrics.batch_size.observe(size);
         }
         self.published += u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
-        if !told && !batch.entries.is_empty() {
+        if !logged && !batch.entries.is_empty() {
             tracing::info!(
                 events = batch.entries.len(),
                 last_id = batch.passed.map(|(_, last)| last),
@@ -250,8 +258,19 @@ fn merge(ranges: &mut OffsetRanges, landed: Vec<Landed>) {
     }
 }
 
-fn log(entry: &Entry, told: &Told, partition: i32, offset: i64) {
-    let (Entry { id, event_id, topic, .. }, Told { aggregate_id, trace_id }) = (entry, told);
-    let trace_id = trace_id.as_deref();
-    tracing::info!(trace_id, %event_id, aggregate_id, outbox_id = id, topic, partition, offset, "event published");
+/// Tells log and trace of an event that the brokers have taken.
+fn tell(entry: &Entry, told: Told, partition: i32, offset: i64) {
+    let (Entry { id, event_id, topic, .. }, Told { aggregate_id, trace, logged, mut span }) = (entry, told);
+    if logged {
+        let context = span.context().or(trace);
+        let (trace_id, span_id) =
+            (context.map(|context| context.trace_id()), context.map(|context| context.span_id()));
+        tracing::info!(trace_id, span_id, %event_id, aggregate_id, outbox_id = id, topic, partition, offset, "event published");
+    }
+    if span.is_recording() {
+        span.set("messaging.message.id", event_id.to_string());
+        span.set("messaging.kafka.message.key", aggregate_id);
+        span.set("messaging.client.id", "outbox-relay");
+        span.set_position(partition, offset);
+    }
 }

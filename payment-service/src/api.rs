@@ -18,7 +18,7 @@ mod payments;
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::{Extension, Router, middleware::from_fn_with_state, response::IntoResponse as _};
-use chassis::shutdown::Shutdown;
+use chassis::{shutdown::Shutdown, telemetry::TraceContext};
 use sqlx::PgPool;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -30,6 +30,10 @@ use crate::{metrics::Metrics, payments::Creations, problem::Problem, tokens::Tok
 /// What the API works with.
 #[derive(Clone, Debug)]
 pub struct Api(Arc<Parts>);
+
+/// The span that a request is answered in, if there is one.
+#[derive(Clone, Copy, Debug)]
+struct Within(TraceContext);
 
 #[derive(Debug)]
 struct Parts {

@@ -6,7 +6,10 @@ mod verify_audit;
 
 use std::io::Write as _;
 
-use chassis::shutdown::Shutdown;
+use chassis::{
+    healthcheck::{self, HealthcheckConfig},
+    shutdown::Shutdown,
+};
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -22,6 +25,8 @@ pub use crate::store::commands::{CommandResult, Listed, Selection};
 pub enum Command {
     /// Serve the API and apply results until asked to stop.
     Run(Box<Config>),
+    /// Ask the process that runs with the same ADMIN_LISTEN whether it is ready: exit code 0 if so, else 1 and why.
+    Healthcheck(HealthcheckConfig),
     /// Create or upgrade the database schema, then grant privileges. Run it as the schema's owner.
     Migrate(MigrateConfig),
     /// Records that are no results, or could not be applied: show them, try them again, give them up.
@@ -38,6 +43,7 @@ pub enum Command {
 pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
     match command {
         Command::Run(config) => crate::run(*config, shutdown).await,
+        Command::Healthcheck(config) => healthcheck::ask(&config).await,
         Command::Migrate(config) => crate::migrate(&config).await,
         Command::Quarantine(QuarantineCommand::List(config)) => list(&config).await.map(drop),
         Command::Quarantine(QuarantineCommand::Redrive(config)) => redrive(&config).await.map(drop),

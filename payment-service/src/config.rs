@@ -2,14 +2,18 @@
 
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
-use chassis::config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig};
+use chassis::{
+    config::{AdminConfig, KafkaConfig, PostgresConfig, RegistryConfig},
+    postgres::connect_options,
+    settings::{OURS_OF_CONSUMERS, check_kafka, check_ports, check_postgres, check_registry, check_within},
+};
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::tokens::Role;
+use crate::{console, tokens::Role};
 
 /// Settings of `payment-service run`.
 #[derive(Args, Clone, Debug)]
@@ -96,6 +100,40 @@ pub struct ConsoleConfig {
 }
 
 impl Config {
+    /// Checks what no single setting can. Connects to nothing.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        check_postgres(&self.postgres)?;
+        check_kafka(&self.kafka, &OURS_OF_CONSUMERS)?;
+        check_registry(&self.registry)?;
+        check_ports(("LISTEN", self.listen), ("ADMIN_LISTEN", self.admin.admin_listen))?;
+        self.check_plaintext()?;
+        let ms = Duration::from_millis;
+        check_within("REQUEST_TIMEOUT", *self.request_timeout, ms(10)..=Duration::from_mins(1))?;
+        check_within("HEADERS_TIMEOUT", *self.headers_timeout, ms(10)..=Duration::from_mins(10))?;
+        check_within("ORPHAN_RETRY", *self.orphan_retry, ms(10)..=Duration::from_hours(1))?;
+        ensure!(self.requests_max > 0, "REQUESTS_MAX is 0: every request would be refused");
+        ensure!(!self.results_topic.is_empty(), "RESULTS_TOPIC is empty");
+        ensure!(!self.consumer_group.is_empty(), "CONSUMER_GROUP is empty");
+        ensure!(
+            self.dlq_topic() != self.results_topic,
+            "DLQ_TOPIC and RESULTS_TOPIC are both {}: what cannot be applied would be read again, and set aside again, without end",
+            self.results_topic
+        );
+        match (&self.console.console_database_url, &self.console.executor_database_url) {
+            (Some(url), executor) => {
+                connect_options(url, "check").context("CONSOLE_DATABASE_URL")?;
+                if let Some(url) = executor {
+                    connect_options(url, "check").context("EXECUTOR_DATABASE_URL")?;
+                }
+                console::check_origin(&self.console, self.listen)
+            }
+            (None, Some(_)) => anyhow::bail!(
+                "EXECUTOR_DATABASE_URL is read by the console alone, which is off without CONSOLE_DATABASE_URL"
+            ),
+            (None, None) => Ok(()),
+        }
+    }
+
     /// Nobody reads tokens off the network by an oversight.
     pub(crate) fn check_plaintext(&self) -> anyhow::Result<()> {
         ensure!(
@@ -359,5 +397,51 @@ mod tests {
             assert_eq!(caller(name).is_ok(), fits, "{name:?}");
         }
         assert!(caller(&"x".repeat(64)).is_ok() && caller(&"x".repeat(65)).is_err());
+    }
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_its_name_and_says_why() {
+        use clap::Parser as _;
+
+        let checked = |more: &[&str]| {
+            let base = [
+                "payment-service",
+                "--database-url=postgres://service:hunter2@localhost/x",
+                "--kafka-bootstrap=localhost:1",
+                "--schema-registry-url=http://localhost:1",
+            ];
+            match Cli::try_parse_from(base.iter().chain(more)) {
+                Ok(cli) => cli.config.validate().map_err(|refused| format!("{refused:#}")),
+                Err(refused) => Err(refused.to_string()),
+            }
+        };
+        let console = "--console-database-url=postgres://console:hunter2@localhost/x";
+        checked(&[]).unwrap();
+        checked(&[console]).unwrap();
+        for (wrong, named, why) in [
+            (&["--batch-max=0"][..], "--batch-max", "1..=5000"),
+            (&["--rate-per-token=0"], "--rate-per-token", "zero"),
+            (&["--request-timeout=soon"], "--request-timeout", "number"),
+            (&["--request-timeout=0s"], "REQUEST_TIMEOUT", "between 10ms and 1m"),
+            (&["--requests-max=0"], "REQUESTS_MAX", "refused"),
+            (&["--listen=0.0.0.0:8080"], "ALLOW_PLAINTEXT", "plain HTTP"),
+            (&["--listen=127.0.0.1:8080", "--admin-listen=127.0.0.1:8080"], "LISTEN", "ADMIN_LISTEN"),
+            (&["--dlq-topic=psp-result-updates"], "DLQ_TOPIC", "without end"),
+            (&["--executor-database-url=postgres://c:hunter2@localhost/x"], "CONSOLE_DATABASE_URL", "off"),
+            (&["--console-database-url=hunter2"], "CONSOLE_DATABASE_URL", "could not be read"),
+            (&[console, "--listen=0.0.0.0:8080", "--allow-plaintext"], "CONSOLE_ORIGIN", "needed"),
+            (&[console, "--console-origin=http://console.example.com"], "CONSOLE_ORIGIN", "https"),
+            (&["--kafka-property=enable.auto.commit=true"], "enable.auto.commit", "database"),
+        ] {
+            let refused = checked(wrong).unwrap_err();
+            assert!(refused.contains(named) && refused.contains(why), "{wrong:?}: {refused}");
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
     }
 }

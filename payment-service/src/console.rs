@@ -100,6 +100,11 @@ fn pool(url: &SecretString, application: &str) -> anyhow::Result<PgPool> {
         .connect_lazy_with(options))
 }
 
+/// Whether it is known how browsers call the console.
+pub(crate) fn check_origin(config: &ConsoleConfig, listen: std::net::SocketAddr) -> anyhow::Result<()> {
+    Origin::new(config.console_origin.as_deref(), listen).map(drop)
+}
+
 impl Console {
     /// The console, if a way to its database is set. `listen` is where it will be reached, unless its origin is set.
     pub(crate) fn new(

@@ -7,13 +7,18 @@
 //! process dies in between, the records come again and are known. While the database or the schema registry cannot be reached
 //! the batch is kept, the partitions are paused, and polling goes on so that the group keeps this member.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context as _;
 use chassis::{
     backoff::Backoff,
     postgres::{Disposition, disposition},
     shutdown::Shutdown,
+    telemetry::TraceContext,
+    trace::{self, Span, Step},
 };
 use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
@@ -44,6 +49,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct PspResultUpdateConsumer {
     consumer: BaseConsumer<Assignment>,
     topic: Arc<str>,
+    /// For those who read spans.
+    consumer_group: Arc<str>,
     batch_max: usize,
     decoder: Arc<Decoder<PspResultUpdateEvent>>,
     service: ProcessPaymentService,
@@ -109,7 +116,18 @@ impl PspResultUpdateConsumer {
             client.create_with_context(assignment).context("the Kafka consumer could not be made")?;
         let batch_max = usize::try_from(config.batch_max)?;
         let topic = Arc::from(config.results_topic.as_str());
-        Ok(Self { consumer, topic, batch_max, decoder, service, metrics, heartbeat, shutdown })
+        let consumer_group = Arc::from(config.consumer_group.as_str());
+        Ok(Self {
+            consumer,
+            topic,
+            consumer_group,
+            batch_max,
+            decoder,
+            service,
+            metrics,
+            heartbeat,
+            shutdown,
+        })
     }
 
     /// Reads and applies until asked to stop. Blocks: run it on a thread of its own, inside the runtime.
@@ -137,13 +155,28 @@ impl PspResultUpdateConsumer {
         let mut batch = Vec::new();
         let mut bytes = 0;
         let mut wait = POLL;
+        let began = trace::exporting().then(SystemTime::now);
         while batch.len() < self.batch_max && bytes < BATCH_MAX_BYTES {
             let Some(held) = self.poll(wait)? else { break };
             bytes += held.record.bytes();
             batch.push(held);
             wait = Duration::ZERO;
         }
+        if began.is_some() && !batch.is_empty() {
+            self.polled(&batch, began);
+        }
         Ok(batch)
+    }
+
+    /// The step that fetched a batch: of no payment's trace, linked to all of them.
+    fn polled(&self, batch: &[Held], began: Option<SystemTime>) {
+        let traces: Vec<TraceContext> = batch.iter().filter_map(|held| held.record.trace()).collect();
+        if traces.iter().any(TraceContext::sampled) {
+            let mut span = Span::messaging_since(Step::Poll, &self.topic, None, &traces, began);
+            span.set("messaging.consumer.group.name", self.consumer_group.to_string());
+            span.set("messaging.client.id", "payment-service");
+            span.set("messaging.batch.message_count", i64::try_from(batch.len()).unwrap_or(i64::MAX));
+        }
     }
 
     fn poll(&self, wait: Duration) -> anyhow::Result<Option<Held>> {

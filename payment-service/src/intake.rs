@@ -129,6 +129,11 @@ impl RawRecord {
         hash.finalize().into()
     }
 
+    /// The context that came with it, if one did.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.headers.as_ref().ok().and_then(|headers| trace_of(&Envelope::read(Some(headers))))
+    }
+
     /// About how much memory it holds.
     pub fn bytes(&self) -> usize {
         let headers = self.headers.as_ref().map_or(0, |headers| {
@@ -147,8 +152,8 @@ pub struct ResultUpdate {
     pub event_id: Uuid,
     /// What the PSP said.
     pub event: PspResultUpdateEvent,
-    /// Trace id that came with the record.
-    pub trace_id: Option<String>,
+    /// The context that came with the record: that of its creation.
+    pub trace: Option<TraceContext>,
     /// Where it comes from, when it is tried again.
     pub again: Option<Again>,
 }
@@ -209,8 +214,8 @@ pub struct SetAside {
     pub event_id: Option<Uuid>,
     /// Its payment order, if it names one.
     pub payment_order_id: Option<Uuid>,
-    /// Its trace, if it names one.
-    pub trace_id: Option<String>,
+    /// The context that came with it, if one did.
+    pub trace: Option<TraceContext>,
     /// Its row in the quarantine, if it was tried again.
     pub quarantine_id: Option<i64>,
 }
@@ -220,10 +225,10 @@ impl SetAside {
     fn undecodable(record: Arc<RawRecord>, reason: &str) -> Self {
         let envelope =
             record.headers.as_ref().map(|headers| Envelope::read(Some(headers))).unwrap_or_default();
-        let (event_id, trace_id) = (envelope.event_id, trace_id_of(&envelope));
+        let (event_id, trace) = (envelope.event_id, trace_of(&envelope));
         let reason_code = QuarantineReason::Undecodable;
         let (reason, quarantine_id) = (brief(reason), None);
-        Self { record, reason_code, reason, event_id, payment_order_id: None, trace_id, quarantine_id }
+        Self { record, reason_code, reason, event_id, payment_order_id: None, trace, quarantine_id }
     }
 
     /// Sets a result aside.
@@ -234,14 +239,14 @@ impl SetAside {
             reason: brief(reason),
             event_id: Some(update.event_id),
             payment_order_id: Some(update.event.payment_order_id),
-            trace_id: update.trace_id.clone(),
+            trace: update.trace,
             quarantine_id: update.again.as_ref().map(|again| again.quarantine_id),
         }
     }
 }
 
-fn trace_id_of(envelope: &Envelope) -> Option<String> {
-    envelope.traceparent.as_deref().and_then(TraceContext::parse).map(|trace| trace.trace_id())
+fn trace_of(envelope: &Envelope) -> Option<TraceContext> {
+    envelope.traceparent.as_deref().and_then(TraceContext::parse)
 }
 
 /// One line without control characters: a reason may quote what was in the record.
@@ -277,9 +282,9 @@ pub async fn take(decoder: &Decoder<PspResultUpdateEvent>, record: Arc<RawRecord
     // A text for people is no reason to refuse a result.
     event.error_message = event.error_message.map(|text| sanitise_error_message(&text));
     let event_id = envelope.event_id.unwrap_or_else(|| event.fallback_event_id(&record.topic));
-    let trace_id = trace_id_of(&envelope);
+    let trace = trace_of(&envelope);
     let keyed_right = record.key.as_deref() == Some(event.payment_order_id.to_string().as_bytes());
-    let update = ResultUpdate { record, event_id, event, trace_id, again: None };
+    let update = ResultUpdate { record, event_id, event, trace, again: None };
     if keyed_right {
         return Ok(Taken::Update(update));
     }

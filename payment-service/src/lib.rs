@@ -110,11 +110,11 @@ pub struct Addresses {
 
 /// Opens the ports, then starts everything. The parts may come up in any order: what is not there yet is waited for.
 pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addresses> {
+    config.validate()?;
     let registry = chassis::admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
     let metrics = Metrics::new(&registry)?;
     let readiness = Readiness::default();
     let admin = chassis::admin::serve(&config.admin, registry, readiness.clone(), shutdown).await?;
-    config.check_plaintext()?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("the API's address {} could not be opened", config.listen))?;
@@ -151,7 +151,8 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     // Connections of their own: a flood of requests must not keep results waiting.
     let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };
     let results_pool = chassis::postgres::pool(&postgres, "payment-service results")?;
-    let service = ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics));
+    let service =
+        ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics), &config.consumer_group);
     let heartbeat = Heartbeat::new();
     let consumer = PspResultUpdateConsumer::new(
         config,

@@ -11,11 +11,13 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::SystemTime,
 };
 
 use chassis::{
     postgres::{Disposition, disposition, transaction},
     telemetry::TraceContext,
+    trace::{self, Span, Step},
 };
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -24,7 +26,7 @@ use uuid::Uuid;
 use crate::{
     decision::{Decision, Order, State, decide, payment_state},
     failpoints,
-    intake::{QuarantineReason, ResultUpdate, SetAside},
+    intake::{QuarantineReason, RawRecord, ResultUpdate, SetAside},
     metrics::Metrics,
     store::{
         quarantine::{self, Settled},
@@ -46,6 +48,8 @@ pub struct Batch {
 pub struct ProcessPaymentService {
     pool: PgPool,
     metrics: Arc<Metrics>,
+    /// The group that the results are consumed in, for those who read spans.
+    consumer_group: Arc<str>,
 }
 
 /// What became of one new result.
@@ -70,8 +74,8 @@ struct Done {
 
 impl ProcessPaymentService {
     /// A service on this database.
-    pub fn new(pool: PgPool, metrics: Arc<Metrics>) -> Self {
-        Self { pool, metrics }
+    pub fn new(pool: PgPool, metrics: Arc<Metrics>, consumer_group: &str) -> Self {
+        Self { pool, metrics, consumer_group: Arc::from(consumer_group) }
     }
 
     /// Applies a batch. When this returns Ok, every record of it is in the database: as a transition, as known before, or in
@@ -80,10 +84,11 @@ impl ProcessPaymentService {
     /// If the database refuses somebody's data, the batch is halved until the culprit is alone; that one goes to quarantine, the
     /// others are applied.
     pub async fn process_psp_result(&self, batch: Batch) -> Result<(), sqlx::Error> {
+        let began = trace::exporting().then(SystemTime::now);
         let mut to_do = vec![batch];
         while let Some(mut batch) = to_do.pop() {
             match self.apply(batch.clone()).await {
-                Ok(done) => self.report(&done),
+                Ok(done) => self.report(&done, began),
                 Err(error) if disposition(&error) == Disposition::Culprit && !batch.updates.is_empty() => {
                     if let [culprit] = batch.updates.as_slice() {
                         let reason = format!("refused by the database: {error}");
@@ -113,16 +118,19 @@ impl ProcessPaymentService {
         .await
     }
 
-    fn report(&self, done: &Done) {
+    fn report(&self, done: &Done, began: Option<SystemTime>) {
         let now = OffsetDateTime::now_utc();
         for outcome in &done.outcomes {
             let (update, decision) = (&outcome.update, outcome.decision);
             let lag = now - update.event.event_time;
             self.metrics.processed(decision, update.event.psp_status, lag);
+            let span = self.processed(outcome, began);
+            let span_id = span.context().or(update.trace).map(|context| context.span_id());
             macro_rules! line {
                 ($level:ident, $text:literal) => {
                     tracing::$level!(
                         trace_id = outcome.trace_id,
+                        span_id,
                         payment_order_id = %update.event.payment_order_id,
                         psp_reference = update.event.psp_reference.as_deref(),
                         event_id = %update.event_id,
@@ -149,8 +157,11 @@ impl ProcessPaymentService {
         self.metrics.redelivered(done.redelivered);
         for aside in &done.quarantined {
             self.metrics.quarantined(aside.reason_code);
+            let span = self.set_aside(aside, began);
+            let context = span.context().or(aside.trace);
             tracing::warn!(
-                trace_id = aside.trace_id,
+                trace_id = context.map(|context| context.trace_id()),
+                span_id = context.map(|context| context.span_id()),
                 payment_order_id = aside.payment_order_id.map(tracing::field::display),
                 event_id = aside.event_id.map(tracing::field::display),
                 partition = aside.record.partition,
@@ -160,6 +171,46 @@ impl ProcessPaymentService {
                 "record set aside in quarantine"
             );
         }
+    }
+
+    /// The step in which a result was decided upon, from the beginning of its batch to its commit.
+    fn processed(&self, outcome: &Outcome, began: Option<SystemTime>) -> Span {
+        let update = &outcome.update;
+        let mut span = self.step(&update.record, update.trace, began);
+        if span.is_recording() {
+            span.set("messaging.message.id", update.event_id.to_string());
+            span.set("payment_order_id", update.event.payment_order_id.to_string());
+            span.set_if("psp_reference", update.event.psp_reference.clone());
+            span.set("psp_status", update.event.psp_status.as_str());
+            span.set("decision", outcome.decision.as_str());
+            span.set("from_state", outcome.from.as_str());
+            span.set("to_state", outcome.to.as_str());
+        }
+        span
+    }
+
+    fn set_aside(&self, aside: &SetAside, began: Option<SystemTime>) -> Span {
+        let mut span = self.step(&aside.record, aside.trace, began);
+        if span.is_recording() {
+            span.set_if("messaging.message.id", aside.event_id.map(|id| id.to_string()));
+            span.set_if("payment_order_id", aside.payment_order_id.map(|id| id.to_string()));
+            span.fail(aside.reason_code.as_str());
+        }
+        span
+    }
+
+    /// A child of the step that made the record, and linked to it. None for a record without a trace.
+    fn step(&self, record: &RawRecord, trace: Option<TraceContext>, began: Option<SystemTime>) -> Span {
+        let Some(created) = trace else { return Span::none() };
+        let mut span = Span::messaging_since(Step::Process, &record.topic, Some(created), &[created], began);
+        if span.is_recording() {
+            span.set("messaging.consumer.group.name", self.consumer_group.to_string());
+            span.set("messaging.client.id", "payment-service");
+            span.set_position(record.partition, record.offset);
+            let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+            span.set_if("messaging.kafka.message.key", key.map(str::to_owned));
+        }
+        span
     }
 }
 
@@ -288,7 +339,9 @@ fn decide_all(fresh: &[Arc<ResultUpdate>], orders: &mut Orders) -> Vec<Outcome> 
             decision: verdict.decision,
             from: locked.order.state,
             to: verdict.next.state,
-            trace_id: stored_trace().or_else(|| update.trace_id.clone()).unwrap_or_default(),
+            trace_id: stored_trace()
+                .or_else(|| update.trace.map(|trace| trace.trace_id()))
+                .unwrap_or_default(),
         });
         locked.order = verdict.next;
     }

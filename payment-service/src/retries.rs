@@ -10,7 +10,12 @@
 
 use std::time::Duration;
 
-use chassis::{postgres::transaction, telemetry::TraceContext};
+use chassis::{
+    postgres::transaction,
+    telemetry::TraceContext,
+    trace::{Span, Step},
+};
+use schema::{decode::Event as _, payment_order_requested::PaymentOrderRequestedEvent};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -64,11 +69,12 @@ pub async fn retry(
     payment_id: Uuid,
     request: RetryRequest,
     order_lifetime: Duration,
+    within: Option<TraceContext>,
 ) -> Result<Retried, sqlx::Error> {
     let attempt = || {
         let (key, request) = (key.clone(), request.clone());
         transaction(pool, move |tx| {
-            Box::pin(async move { retry_in(tx, &key, payment_id, &request, order_lifetime).await })
+            Box::pin(async move { retry_in(tx, &key, payment_id, &request, (order_lifetime, within)).await })
         })
     };
     let mut retried = attempt().await;
@@ -89,7 +95,7 @@ async fn retry_in(
     key: &Key,
     payment_id: Uuid,
     request: &RetryRequest,
-    order_lifetime: Duration,
+    (order_lifetime, within): (Duration, Option<TraceContext>),
 ) -> Result<Retried, Undone> {
     retries::lock_orders(tx, &key.caller, payment_id).await?;
     let Some(terms) = retries::lock_payment(tx, &key.caller, payment_id).await? else { return Ok(None) };
@@ -102,7 +108,8 @@ async fn retry_in(
     let answer = if let Err(refusal) = may_retry(&tries) {
         Err(Refused { detail: refusal.detail().to_owned() })
     } else {
-        let order = new_order(retries::last_order(tx, payment_id).await?, key, request, order_lifetime);
+        let last = retries::last_order(tx, payment_id).await?;
+        let order = new_order(last, key, request, order_lifetime, within);
         retries::insert_order(tx, &order).await?;
         append_requests(tx, &[(&order, &terms, None)]).await?;
         let (status, reason) = payment_state(&[&tries[..], &[(State::Created, None)]].concat());
@@ -115,18 +122,24 @@ async fn retry_in(
     Ok(Some(Outcome::New(answer)))
 }
 
-/// As the last one, but for what the request names; of the trace that all that happens to the payment belongs to.
+/// As the last one, but for what the request names; of the trace that all that happens to the payment belongs to, with a link to the
+/// request that asked for it.
 fn new_order(
     last: LastOrder,
     key: &Key,
     request: &RetryRequest,
     order_lifetime: Duration,
+    within: Option<TraceContext>,
 ) -> NewPaymentOrder {
     let created_at = now();
-    let trace =
-        TraceContext::parse(&last.traceparent).map_or_else(TraceContext::new_trace, TraceContext::child);
+    let payment_order_id = retry_order_id(&key.caller, &key.key);
+    let parent = TraceContext::parse(&last.traceparent);
+    let mut span = Span::messaging(Step::Create, PaymentOrderRequestedEvent::TYPE, parent, within.as_slice());
+    span.set("payment_order_id", payment_order_id.to_string());
+    let trace = span.context().or_else(|| parent.map(TraceContext::child));
+    let trace = trace.unwrap_or_else(TraceContext::new_trace);
     NewPaymentOrder {
-        payment_order_id: retry_order_id(&key.caller, &key.key),
+        payment_order_id,
         payment_id: last.payment_id,
         r#try: last.r#try + 1,
         psp: request.psp.unwrap_or(last.psp),

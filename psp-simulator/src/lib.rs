@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crate::config::Config;
+pub use crate::healthcheck::healthcheck;
 use crate::scenario::Psp;
 pub use crate::webhooks::Mischief;
 
@@ -31,6 +32,7 @@ mod clock;
 mod config;
 mod control;
 mod delivery;
+mod healthcheck;
 mod idempotency;
 mod ledger;
 mod metrics;

@@ -47,6 +47,8 @@ pub struct Options {
     pub log: String,
     /// Webhooks of the PSPs, on top of what is asked for and answered; with these tricks, see the simulator's `WEBHOOK_MODE`.
     pub webhooks: Option<String>,
+    /// Where the processes export their spans to, if they are to.
+    pub otlp_endpoint: Option<String>,
     /// Environment for single processes, on top of what the circle gives: `(process, variable, value)`. `executor` is all of them.
     pub environment: Vec<(String, String, String)>,
 }
@@ -62,6 +64,7 @@ impl Default for Options {
             slow: Duration::from_millis(700),
             log: "info".to_owned(),
             webhooks: None,
+            otlp_endpoint: None,
             environment: Vec::new(),
         }
     }
@@ -391,6 +394,11 @@ impl<'a> Plan<'a> {
         let admin = format!("127.0.0.1:{}", free_port()?);
         let ready = format!("http://{admin}/readyz");
         environment.push(("ADMIN_LISTEN", admin));
+        if let Some(endpoint) = &self.options.otlp_endpoint {
+            environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone()));
+            // Whoever looks at them does not want to wait for five seconds.
+            environment.push(("OTEL_BSP_SCHEDULE_DELAY", "200".to_owned()));
+        }
         self.service(name, program, &["run"], &environment, ready)
     }
 

@@ -4,6 +4,7 @@
 //! - [`stack`]: PostgreSQL, Kafka and a schema registry, shared by all tests; or one of them alone, to be crashed.
 //! - [`processes`]: one of our binaries, to be started, killed, paused and asked.
 //! - [`circle`]: all of them together, from the API to the settled payment.
+//! - [`collector`]: takes the spans that our processes export.
 //! - [`load`]: payments at a fixed rate, by a client that asks again until it has an answer.
 //! - [`oracle`]: compares what every witness says when all has come to rest, and reports each broken promise. [`topic`] and
 //!   [`store`] read for it.
@@ -14,6 +15,7 @@
 
 pub mod bench;
 pub mod circle;
+pub mod collector;
 pub mod contract;
 pub mod demo;
 pub mod faults;

@@ -131,6 +131,11 @@ impl Service {
         self.wait_ready().await
     }
 
+    /// What its own `healthcheck` says, under the same settings. An error has the reason that it gave.
+    pub async fn healthcheck(&self) -> Result<()> {
+        run_once(&self.spec.program, &["healthcheck"], &self.spec.environment).await.map(drop)
+    }
+
     /// The file that it logs into. Restarts append to it.
     pub fn log(&self) -> &Path {
         self.part.log()

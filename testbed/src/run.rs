@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use testbed::circle::{Circle, Options};
+use testbed::collector::Collector;
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
 
@@ -34,7 +35,11 @@ pub(crate) async fn run() -> Result<()> {
 }
 
 async fn serve(home: &Home, stack: &Stack, signals: &mut Signals) -> Result<()> {
-    let options = Options { isolated: false, relays: 2, folder: Some(home.run()), ..Options::default() };
+    std::fs::create_dir_all(home.run()).context("make the folder of the logs")?;
+    let collector = Collector::writing(&home.run().join("spans.jsonl")).await?;
+    let otlp_endpoint = Some(collector.endpoint().to_owned());
+    let folder = Some(home.run());
+    let options = Options { isolated: false, relays: 2, folder, otlp_endpoint, ..Options::default() };
     let circle = tokio::select! {
         circle = Circle::start(stack, &options) => circle?,
         () = signals.received() => return Ok(()),
@@ -78,6 +83,7 @@ fn print(stack: &Stack, circle: &Circle) {
         println!("  {:<18} {}", service.name(), service.admin_url());
     }
     println!("  {:<18} {}", "logs", circle.folder().display());
+    println!("  {:<18} {}", "spans", circle.folder().join("spans.jsonl").display());
     println!("\nMake a payment, and look at it");
     println!(
         "  curl -s {}/v1/payments -H 'Authorization: Bearer {}' -H \"Idempotency-Key: $(date +%s%N)\" \\\n    \

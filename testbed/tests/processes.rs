@@ -47,6 +47,10 @@ async fn a_payment_goes_round_also_after_every_process_was_killed() {
     let stack = Stack::get().await.unwrap();
     let circle = Circle::start(&stack, &Options::default()).await.unwrap();
 
+    for service in circle.services() {
+        service.healthcheck().await.unwrap();
+    }
+
     let payment = pay(&circle, "first", "pm_card_visa").await;
     assert_eq!(settled(&circle, &payment).await, "SUCCESSFUL");
 
@@ -64,5 +68,12 @@ async fn a_payment_goes_round_also_after_every_process_was_killed() {
         assert!(service.running(), "{}", service.name());
         assert!(!service.log_lines().unwrap().is_empty(), "{} has logged nothing", service.name());
     }
+    circle.executors[0].pause().unwrap();
+    let silent = circle.executors[0].healthcheck().await.unwrap_err().to_string();
+    assert!(silent.contains("did not answer within 2s"), "{silent}");
+    circle.executors[0].resume().unwrap();
     circle.shutdown().await.unwrap();
+    for service in circle.services() {
+        service.healthcheck().await.unwrap_err();
+    }
 }

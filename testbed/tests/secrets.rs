@@ -1,5 +1,5 @@
 //! A full run with secrets of every kind, and with card numbers wherever somebody could send one: afterwards neither is in any log, in
-//! either database or on either topic.
+//! either database, on either topic or in any span.
 //!
 //! Beside what was planted, anything that could be a card number is looked for: 13 to 19 digits with a right check digit, alone or in
 //! groups of four. The search is its own; with the masking of the processes it shares no code.
@@ -13,6 +13,7 @@ use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use sha2::Sha256;
 use testbed::circle::{Circle, Options};
+use testbed::collector::Collector;
 use testbed::stack::{Stack, free_port};
 use testbed::store::Databases;
 use testbed::topic::Topics;
@@ -38,7 +39,8 @@ type Place = (String, String);
 async fn secrets_and_card_numbers_are_in_no_log_no_database_and_on_no_topic() {
     let stack = Stack::get().await.unwrap();
     let webhooks = format!("127.0.0.1:{}", free_port().unwrap());
-    let circle = Circle::start(&stack, &options(&webhooks)).await.unwrap();
+    let collector = Collector::start().await.unwrap();
+    let circle = Circle::start(&stack, &options(&webhooks, &collector)).await.unwrap();
     let client = Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
     let [visa, mastercard, grouped, dashed] = CARDS;
 
@@ -94,6 +96,10 @@ async fn secrets_and_card_numbers_are_in_no_log_no_database_and_on_no_topic() {
         let log = fs::read(service.log()).unwrap();
         places.push((format!("log of {}", service.name()), String::from_utf8_lossy(&log).into_owned()));
     }
+    // The processes have handed over the last of them before they ended.
+    places.extend(
+        collector.spans().into_iter().map(|span| (format!("span of {}", span.service), format!("{span:?}"))),
+    );
 
     // The search finds what is there: the order in every kind of place, and what was masked.
     for place in [
@@ -103,6 +109,9 @@ async fn secrets_and_card_numbers_are_in_no_log_no_database_and_on_no_topic() {
         "executor.",
         "topic payment-order",
         "topic psp-result",
+        "span of executor",
+        "span of payment-service",
+        "span of outbox-relay",
     ] {
         let found = places.iter().any(|(name, text)| name.starts_with(place) && text.contains(&paid[0]));
         assert!(found, "the order is not even in {place}");
@@ -118,7 +127,7 @@ async fn secrets_and_card_numbers_are_in_no_log_no_database_and_on_no_topic() {
 }
 
 /// The circle with planted secrets, every process at its loudest of our own.
-fn options(webhooks: &str) -> Options {
+fn options(webhooks: &str, collector: &Collector) -> Options {
     let given = [
         ("STRIPE_SECRET_KEY", STRIPE_KEY),
         ("STRIPE_WEBHOOK_SECRETS", STRIPE_SECRET),
@@ -128,7 +137,9 @@ fn options(webhooks: &str) -> Options {
         ("WEBHOOKS_LISTEN", webhooks),
     ];
     let own = |(name, value): (&str, &str)| ("executor".to_owned(), name.to_owned(), value.to_owned());
-    Options { log: "trace".to_owned(), environment: given.map(own).to_vec(), ..Options::default() }
+    let otlp_endpoint = Some(collector.endpoint().to_owned());
+    let environment = given.map(own).to_vec();
+    Options { log: "trace".to_owned(), otlp_endpoint, environment, ..Options::default() }
 }
 
 async fn pay(

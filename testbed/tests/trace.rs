@@ -35,6 +35,7 @@ async fn a_payment_has_one_trace_in_every_log_and_on_both_topics() {
     for service in services {
         logged(service, order_id).await;
     }
+    every_stage_is_logged_once(&circle, order_id);
     let topics = Topics { bootstrap: stack.kafka_bootstrap(), registry_url: stack.registry_url() };
     for topic in [&circle.requests_topic, &circle.results_topic] {
         let records = topics.read(topic).await.unwrap();
@@ -85,6 +86,42 @@ async fn settled(client: &reqwest::Client, circle: &Circle, created: &Value) {
         assert!(begun.elapsed() < LIMIT, "{payment}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Stage, process, and what its line names beside trace, span and payment order.
+const STAGES: [(&str, &str, &[&str]); 6] = [
+    ("payment created", "payment-service", &["payment_id"]),
+    ("event published", "relay-requests-1", &["event_id", "topic", "partition", "offset"]),
+    ("request taken in", "executor", &["event_id", "partition", "offset"]),
+    ("result recorded", "executor", &["event_id", "psp_reference", "psp_status"]),
+    ("event published", "relay-results-1", &["event_id", "topic", "partition", "offset"]),
+    ("result applied", "payment-service", &["event_id", "psp_reference", "decision", "lag_ms"]),
+];
+
+/// By the id of a payment order, every stage of its payment is found in the logs, once; and the stages that handle an event name the same.
+fn every_stage_is_logged_once(circle: &Circle, order_id: &str) {
+    let mut events = Vec::new();
+    for (stage, process, names) in STAGES {
+        let service = circle.services().find(|service| service.name() == process).unwrap();
+        let lines = service.log_lines().unwrap();
+        let found: Vec<&Value> = lines
+            .iter()
+            .filter(|line| line["message"] == stage && line.to_string().contains(order_id))
+            .collect();
+        let [line] = found.as_slice() else { panic!("{process}, {stage}: {found:#?}") };
+        let order =
+            if line["aggregate_id"].is_string() { &line["aggregate_id"] } else { &line["payment_order_id"] };
+        assert_eq!((&line["trace_id"], order), (&json!(TRACE), &json!(order_id)), "{line}");
+        let hexadecimal = |id: &str| id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit());
+        assert!(line["span_id"].as_str().is_some_and(hexadecimal), "{line}");
+        for name in names {
+            assert!(!line[*name].is_null(), "{stage} of {process} has no {name}: {line}");
+        }
+        events.extend(line["event_id"].as_str().map(str::to_owned));
+    }
+    let [asked, taken, recorded, published, applied] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(asked, taken);
+    assert!(recorded == published && published == applied && asked != applied, "{events:?}");
 }
 
 /// The process has a line with the trace and the payment order. Nobody waits for a log to be written, so it may come late.

@@ -142,6 +142,10 @@ impl Psp for Adyen {
         "adyen"
     }
 
+    fn base_url(&self) -> Option<&str> {
+        Some(self.http.base_url())
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities { two_step: false, looks_up: false, remembers_keys_for: REMEMBERS_KEYS_FOR }
     }

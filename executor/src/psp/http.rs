@@ -78,6 +78,11 @@ impl Http {
         Ok(Self { base_url, content_type, client })
     }
 
+    /// Where requests go, without a slash at the end.
+    pub(super) fn base_url(&self) -> &str {
+        &self.base_url
+    }
+
     /// Sends one request. An error is an answer, too: that there was none.
     pub(super) async fn exchange(&self, call: &Call) -> Result<Reply, Answer> {
         let url = format!("{}{}", self.base_url, call.path);

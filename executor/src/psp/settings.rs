@@ -35,13 +35,13 @@ pub struct PspConfig {
     /// Where Stripe's API is.
     #[arg(long, env = "STRIPE_BASE_URL", default_value = "https://api.stripe.com")]
     pub stripe_base_url: String,
-    /// Stripe's secret key, or a restricted one that may write PaymentIntents.
+    /// Stripe's secret key, or a restricted one that may write PaymentIntents. Without it Stripe is not talked to.
     #[arg(long, env = "STRIPE_SECRET_KEY", hide_env_values = true)]
     pub stripe_secret_key: Option<SecretString>,
     /// Where Adyen's Checkout API is, version included. Live: `https://{prefix}-checkout-live.adyenpayments.com/checkout/v71`.
     #[arg(long, env = "ADYEN_BASE_URL", default_value = "https://checkout-test.adyen.com/v71")]
     pub adyen_base_url: String,
-    /// Adyen's API key.
+    /// Adyen's API key. Without it Adyen is not talked to.
     #[arg(long, env = "ADYEN_API_KEY", hide_env_values = true)]
     pub adyen_api_key: Option<SecretString>,
     /// Adyen's merchant account; needed with the key.

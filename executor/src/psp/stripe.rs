@@ -82,6 +82,10 @@ impl Psp for Stripe {
         "stripe"
     }
 
+    fn base_url(&self) -> Option<&str> {
+        Some(self.http.base_url())
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities { two_step: true, looks_up: true, remembers_keys_for: REMEMBERS_KEYS_FOR }
     }

@@ -188,6 +188,7 @@ mod tests {
             outcome: Outcome::Later { failed: true },
             in_doubt,
             event_id: Uuid::nil(),
+            within: None,
         }
     }
 
@@ -236,6 +237,7 @@ mod tests {
                 outcome: Outcome::Result(result.clone()),
                 in_doubt: false,
                 event_id: Uuid::nil(),
+                within: None,
             };
             for (state, moves) in [
                 (State::Queued, true),

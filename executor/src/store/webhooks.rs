@@ -21,12 +21,18 @@ const STRANGERS_AT_ONCE: i64 = 10;
 /// Most rows deleted or given up at once.
 const DELETED_MAX: i64 = 1000;
 
-/// Stores events; returns how many were new. Those of orders that are not known wait apart from the beginning.
-pub async fn insert(tx: &mut PgConnection, arrived: &[Arrived]) -> Result<u64, sqlx::Error> {
+/// Stores events, and the step in which they came; returns how many were new. Those of orders that are not known wait apart from the beginning.
+pub async fn insert(
+    tx: &mut PgConnection,
+    arrived: &[Arrived],
+    traceparent: Option<&str>,
+) -> Result<u64, sqlx::Error> {
     let inserted = sqlx::query(
-        "INSERT INTO executor.webhooks (psp, dedup_key, event_type, payment_order_id, body, body_masked, received_at, stranger)
+        "INSERT INTO executor.webhooks (psp, dedup_key, event_type, payment_order_id, body, body_masked, received_at, stranger,
+                                        traceparent)
          SELECT a.*, a.payment_order_id IS NOT NULL
-                     AND NOT EXISTS (SELECT FROM executor.inbox i WHERE i.payment_order_id = a.payment_order_id)
+                     AND NOT EXISTS (SELECT FROM executor.inbox i WHERE i.payment_order_id = a.payment_order_id),
+                $8
          FROM UNNEST($1::text[], $2::text[], $3::text[], $4::uuid[], $5::bytea[], $6::boolean[], $7::timestamptz[])
               AS a (psp, dedup_key, event_type, payment_order_id, body, body_masked, received_at)
          ON CONFLICT (psp, dedup_key) DO NOTHING",
@@ -38,6 +44,7 @@ pub async fn insert(tx: &mut PgConnection, arrived: &[Arrived]) -> Result<u64, s
     .bind(arrived.iter().map(|a| a.body.as_slice()).collect::<Vec<_>>())
     .bind(arrived.iter().map(|a| a.body_masked).collect::<Vec<_>>())
     .bind(arrived.iter().map(|a| a.received_at).collect::<Vec<_>>())
+    .bind(traceparent)
     .execute(tx)
     .await?;
     Ok(inserted.rows_affected())
@@ -62,7 +69,7 @@ pub async fn lock_due(
          ), due AS (
              SELECT * FROM ours UNION ALL SELECT * FROM strangers LIMIT $1
          )
-         SELECT webhook_id, psp, event_type, payment_order_id, body, received_at, tries FROM due",
+         SELECT webhook_id, psp, event_type, payment_order_id, body, received_at, tries, traceparent FROM due",
     )
     .bind(limit)
     .bind(ahead.as_secs_f64())
@@ -76,6 +83,7 @@ pub async fn lock_due(
             body: row.try_get("body")?,
             received_at: row.try_get("received_at")?,
             tries: row.try_get("tries")?,
+            traceparent: row.try_get("traceparent")?,
         })
     })
     .fetch_all(tx)

@@ -39,6 +39,8 @@ pub struct Stored {
     pub received_at: OffsetDateTime,
     /// How often it was taken up.
     pub tries: i32,
+    /// The step in which it came, if spans were made then.
+    pub traceparent: Option<String>,
 }
 
 /// What is known of an order, read under its lock.
@@ -283,6 +285,7 @@ mod tests {
             payment_order_id: Some(Uuid::nil()),
             body: event.to_string().into_bytes(),
             received_at: OffsetDateTime::UNIX_EPOCH,
+            traceparent: None,
             tries: 0,
         }
     }

@@ -16,6 +16,7 @@ use chassis::{
     postgres::{Disposition, disposition, transaction},
     shutdown::Shutdown,
     telemetry::TraceContext,
+    trace::{Span, SpanKind},
 };
 use schema::{decode::Event as _, psp_result_update::PspResultUpdateEvent};
 use sqlx::{PgConnection, PgPool};
@@ -117,7 +118,9 @@ struct Line {
     end: End,
     stranger: bool,
     recorded: Option<Recorded>,
-    traceparent: Option<String>,
+    trace: Option<TraceContext>,
+    span: Span,
+    event_id: Uuid,
 }
 
 impl Processing {
@@ -217,7 +220,7 @@ impl Processing {
         .await?;
         let count = lines.len();
         for line in lines {
-            self.say(&line);
+            self.say(line);
         }
         Ok(count)
     }
@@ -235,6 +238,9 @@ impl Processing {
         for stored in due {
             let known =
                 known.iter().find(|known| Some(known.order.payment_order_id) == stored.payment_order_id);
+            let trace = known.and_then(|known| TraceContext::parse(&known.traceparent));
+            let span = step(&stored, trace);
+            let event_id = Uuid::now_v7();
             let mut finding = false;
             let end = match decide(&stored, known, self.rules, now) {
                 Turn::Done(outcome) => End::Done(outcome),
@@ -252,25 +258,25 @@ impl Processing {
                         finished: None,
                         outcome: record::Outcome::Result(result),
                         in_doubt: false,
-                        event_id: Uuid::now_v7(),
+                        event_id,
+                        within: span.context(),
                     });
                     finding = true;
                     End::Done(Outcome::Recorded)
                 }
             };
-            lines.push((stored, end, finding, known));
+            lines.push((stored, end, finding, (known.is_some(), trace, span, event_id)));
         }
         let mut recorded = record::record_in(tx, &self.ladder, findings).await?.into_iter();
         store::wake(tx, &wakes, self.clock.ahead()).await?;
         let lines: Vec<Line> = lines
             .into_iter()
-            .map(|(stored, end, finding, known)| {
+            .map(|(stored, end, finding, (known, trace, span, event_id))| {
                 let recorded = if finding { recorded.next() } else { None };
                 let nothing_new = recorded.as_ref().is_some_and(|recorded| recorded.event.is_none());
                 let end = if nothing_new { End::Done(Outcome::Known) } else { end };
-                let stranger = known.is_none() && stored.payment_order_id.is_some();
-                let traceparent = known.map(|known| known.traceparent.clone());
-                Line { stored, end, stranger, recorded, traceparent }
+                let stranger = !known && stored.payment_order_id.is_some();
+                Line { stored, end, stranger, recorded, trace, span, event_id }
             })
             .collect();
         let worked = |line: &Line| Worked {
@@ -296,10 +302,10 @@ impl Processing {
         }
     }
 
-    fn say(&self, line: &Line) {
-        let Line { stored, end, recorded, traceparent, stranger: _ } = line;
-        let trace = traceparent.as_deref().and_then(TraceContext::parse);
+    fn say(&self, line: Line) {
+        let Line { stored, end, recorded, trace, mut span, event_id, stranger: _ } = line;
         let trace_id = trace.map(|trace| trace.trace_id()).unwrap_or_default();
+        let span_id = span.context().or(trace).map(|trace| trace.span_id());
         let payment_order_id = stored.payment_order_id.map(tracing::field::display);
         let (webhook_id, event_type) = (stored.webhook_id, stored.event_type.as_str());
         let psp = Sender::from_name(&stored.psp).map_or("", Sender::label);
@@ -307,9 +313,13 @@ impl Processing {
             let status = event.psp_status.as_str();
             self.metrics.results_recorded.with_label_values(&[status, Source::Webhook.as_str()]).inc();
             self.metrics.outbox_inserts.with_label_values(&[PspResultUpdateEvent::TYPE]).inc();
+            span.set("psp_status", status);
+            span.set_if("psp_reference", event.psp_reference.clone());
             tracing::info!(
                 trace_id,
+                span_id,
                 payment_order_id,
+                %event_id,
                 psp_reference = event.psp_reference,
                 psp_status = status,
                 error_code = event.error_code,
@@ -320,9 +330,11 @@ impl Processing {
         match end {
             End::Done(outcome) => {
                 let outcome = outcome.as_str();
+                span.set("outcome", outcome);
                 self.metrics.webhooks_processed.with_label_values(&[psp, outcome]).inc();
                 tracing::info!(
                     trace_id,
+                    span_id,
                     payment_order_id,
                     psp,
                     webhook_id,
@@ -333,8 +345,10 @@ impl Processing {
             }
             End::Again(due_in) => {
                 let due_in_ms = due_in.as_millis();
+                span.set("outcome", "AGAIN");
                 tracing::debug!(
                     trace_id,
+                    span_id,
                     payment_order_id,
                     psp,
                     webhook_id,
@@ -345,6 +359,20 @@ impl Processing {
             }
         }
     }
+}
+
+/// The step in which an event is worked off: of the payment's trace, and linked to the step in which it came. None for a stranger's.
+fn step(stored: &Stored, trace: Option<TraceContext>) -> Span {
+    let Some(trace) = trace else { return Span::none() };
+    let received = stored.traceparent.as_deref().and_then(TraceContext::parse);
+    let mut span = Span::begin(SpanKind::Internal, "process webhook", Some(trace), received.as_slice(), None);
+    if span.is_recording() {
+        span.set_if("payment_order_id", stored.payment_order_id.map(|id| id.to_string()));
+        span.set("psp", stored.psp.clone());
+        span.set("webhook.id", stored.webhook_id);
+        span.set("webhook.type", stored.event_type.clone());
+    }
+    span
 }
 
 /// Doubles with each try.

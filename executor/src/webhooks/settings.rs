@@ -14,13 +14,13 @@ pub struct WebhookConfig {
     /// Where PSPs send webhooks to: `/webhooks/stripe`, `/webhooks/adyen`. Opened only for PSPs whose secrets are given.
     #[arg(long, env = "WEBHOOKS_LISTEN", default_value = "127.0.0.1:9300")]
     pub webhooks_listen: SocketAddr,
-    /// Stripe's signing secrets (`whsec_…`), one, or two separated by a comma.
+    /// Stripe's signing secrets (`whsec_…`), one, or two separated by a comma. Without any, nothing is received from Stripe.
     #[arg(long, env = "STRIPE_WEBHOOK_SECRETS", value_delimiter = ',', hide_env_values = true)]
     pub stripe_webhook_secrets: Vec<SecretString>,
-    /// Adyen's HMAC keys in hexadecimal, one, or two separated by a comma.
+    /// Adyen's HMAC keys in hexadecimal, one, or two separated by a comma. Without any, nothing is received from Adyen.
     #[arg(long, env = "ADYEN_HMAC_KEYS", value_delimiter = ',', hide_env_values = true)]
     pub adyen_hmac_keys: Vec<SecretString>,
-    /// Adyen's `user:password` for Basic authentication, one, or two separated by a comma.
+    /// Adyen's `user:password` for Basic authentication, one, or two separated by a comma. Needed with the keys.
     #[arg(long, env = "ADYEN_WEBHOOK_AUTH", value_delimiter = ',', hide_env_values = true)]
     pub adyen_webhook_auth: Vec<SecretString>,
     /// How far the time in a signature of Stripe's may be from ours, in both directions.

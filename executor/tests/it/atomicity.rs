@@ -27,7 +27,8 @@ fn finding(id: Uuid, status: PspStatus, reference: &str, claim: Option<Uuid>) ->
     };
     let (source, outcome) = (Source::Resolver, Outcome::Result(result));
     let event_id = Uuid::now_v7();
-    Finding { payment_order_id: id, source, claim, finished: None, outcome, in_doubt: false, event_id }
+    let (finished, in_doubt, within) = (None, false, None);
+    Finding { payment_order_id: id, source, claim, finished, outcome, in_doubt, event_id, within }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,6 +143,7 @@ async fn an_order_that_has_come_to_an_end_has_no_open_call_and_a_late_answer_sti
             outcome: Outcome::Result(result),
             in_doubt: false,
             event_id: Uuid::now_v7(),
+            within: None,
         }
     };
     record(service.clone(), ladder.clone(), vec![told(None)]).await.unwrap();

@@ -1,7 +1,7 @@
 //! Payments: made, tried again, found, shown.
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::{
         Path, Query, State,
@@ -10,13 +10,18 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
 };
-use chassis::{group::NotWritten, telemetry::TraceContext};
+use chassis::{
+    group::NotWritten,
+    telemetry::TraceContext,
+    trace::{Span, Step},
+};
+use schema::{decode::Event as _, payment_order_requested::PaymentOrderRequestedEvent};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Api,
+    Api, Within,
     access::{Anyone, Merchant},
     answers::{database_problem, located},
     body::keyed_body,
@@ -44,12 +49,17 @@ const TRACESTATE_MAX_BYTES: usize = 512;
 pub(super) async fn create(
     State(api): State<Api>,
     Merchant(caller): Merchant,
+    within: Option<Extension<Within>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let (key, body) = keyed_body(&headers, body, api.body_within()).await?;
     let request = PaymentRequest::read(&body)?;
-    let (trace, tracestate) = trace_of(&headers);
+    let within = within.map(|Extension(Within(context))| context);
+    let mut span = within.map_or_else(Span::none, |within| {
+        Span::messaging(Step::Create, PaymentOrderRequestedEvent::TYPE, Some(within), &[])
+    });
+    let (trace, tracestate) = trace_of(&headers, span.context().or(within));
     let fingerprint = request.fingerprint();
     let key = Key { caller, operation: Operation::CreatePayment, key, fingerprint };
     let psp = request.psp.as_str();
@@ -61,8 +71,12 @@ pub(super) async fn create(
     if let Outcome::New(payment) = &created {
         api.0.metrics.payments_created.with_label_values(&[psp]).inc();
         let (payment_id, payment_order_id) = (payment.payment_id, payment.payment_order_id);
-        tracing::info!(trace_id = payment.trace_id, %payment_order_id, %payment_id, "payment created");
+        span.set("payment_order_id", payment_order_id.to_string());
+        span.set("payment_id", payment_id.to_string());
+        let (trace_id, span_id) = (trace.trace_id(), trace.span_id());
+        tracing::info!(trace_id, span_id, %payment_order_id, %payment_id, psp, "payment created");
     }
+    drop(span);
     let path = created.answer().map(|payment| location(payment.payment_id)).unwrap_or_default();
     let answer = api.keyed_answer(StatusCode::CREATED, created.map(Ok), Problem::invalid);
     Ok(located(answer, &path))
@@ -79,6 +93,7 @@ pub(super) async fn create(
 pub(super) async fn retry(
     State(api): State<Api>,
     Merchant(caller): Merchant,
+    within: Option<Extension<Within>>,
     id: Result<Path<Uuid>, PathRejection>,
     headers: HeaderMap,
     body: Body,
@@ -88,10 +103,12 @@ pub(super) async fn retry(
     let request = RetryRequest::read(&body)?;
     let fingerprint = request.fingerprint(payment_id);
     let key = Key { caller, operation: Operation::RetryPayment, key, fingerprint };
-    let retried = retries::retry(&api.0.pool, key, payment_id, request, api.0.settings.order_lifetime)
-        .await
-        .map_err(|error| api.keyed_problem(&error, ""))?
-        .ok_or_else(Problem::not_found)?;
+    let within = within.map(|Extension(Within(context))| context);
+    let retried =
+        retries::retry(&api.0.pool, key, payment_id, request, api.0.settings.order_lifetime, within)
+            .await
+            .map_err(|error| api.keyed_problem(&error, ""))?
+            .ok_or_else(Problem::not_found)?;
     if let Outcome::New(Ok(order)) = &retried {
         api.0.metrics.payments_retried.with_label_values(&[&order.psp]).inc();
         let PaymentRetried { payment_order_id, r#try, trace_id, .. } = order;
@@ -105,14 +122,14 @@ fn location(payment_id: Uuid) -> String {
     format!("/v1/payments/{payment_id}")
 }
 
-/// The caller's trace, continued; a new one if there is none or it cannot be read.
-fn trace_of(headers: &HeaderMap) -> (TraceContext, Option<String>) {
+/// The caller's trace, continued by the span that makes the request to the PSP; a new one if there is none or it cannot be read.
+fn trace_of(headers: &HeaderMap, span: Option<TraceContext>) -> (TraceContext, Option<String>) {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     match text("traceparent").and_then(TraceContext::parse) {
-        None => (TraceContext::new_trace(), None),
+        None => (span.unwrap_or_else(TraceContext::new_trace), None),
         Some(trace) => {
             let state = text("tracestate").filter(|state| (1..=TRACESTATE_MAX_BYTES).contains(&state.len()));
-            (trace.child(), state.map(str::to_owned))
+            (span.unwrap_or_else(|| trace.child()), state.map(str::to_owned))
         }
     }
 }
