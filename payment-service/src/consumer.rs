@@ -176,7 +176,7 @@ impl PspResultUpdateConsumer {
                 Ok(())
             }
             error => {
-                self.metrics.consumer_errors.inc();
+                self.metrics.consumer.errors.inc();
                 tracing::warn!(error = %error, topic = &*self.topic, "poll");
                 Ok(())
             }

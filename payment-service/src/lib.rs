@@ -110,10 +110,11 @@ pub struct Addresses {
 
 /// Opens the ports, then starts everything. The parts may come up in any order: what is not there yet is waited for.
 pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addresses> {
-    let registry = chassis::admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
-    let metrics = Metrics::new(&registry)?;
+    let metrics_registry = chassis::admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
+    let metrics = Metrics::new(&metrics_registry)?;
     let readiness = Readiness::default();
-    let admin = chassis::admin::serve(&config.admin, registry, readiness.clone(), shutdown).await?;
+    let admin =
+        chassis::admin::serve(&config.admin, metrics_registry.clone(), readiness.clone(), shutdown).await?;
     config.check_plaintext()?;
     let listener = TcpListener::bind(config.listen)
         .await
@@ -121,6 +122,7 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     let addresses = Addresses { api: listener.local_addr()?, admin };
 
     let pool = chassis::postgres::pool(&config.postgres, "payment-service")?;
+    chassis::postgres::watch_pool(&metrics_registry, &pool, "api")?;
     let tokens = Tokens::new(pool.clone());
     let settings = ApiSettings {
         order_lifetime: config.order_lifetime.into(),
@@ -146,6 +148,7 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     // Connections of their own: a flood of requests must not keep results waiting.
     let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };
     let results_pool = chassis::postgres::pool(&postgres, "payment-service results")?;
+    chassis::postgres::watch_pool(&metrics_registry, &results_pool, "results")?;
     let service = ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics));
     let heartbeat = Heartbeat::new();
     let consumer = PspResultUpdateConsumer::new(
