@@ -68,7 +68,7 @@ impl Catalogue {
                     help: help.to_owned(),
                     of: BTreeSet::from([process.to_owned()]),
                 };
-                if help.len() < 10 || !help.ends_with('.') && !name.starts_with("process_") {
+                if help.len() < 10 || (!help.ends_with('.') && !name.starts_with("process_")) {
                     problems.push(format!("{process}: {name} does not say what it is: {help:?}"));
                 }
                 let known = self.0.entry(name.to_owned()).or_insert_with(|| said.clone());
@@ -118,7 +118,7 @@ impl Catalogue {
                 .find(|base| histogram(base))
                 .and_then(|base| self.0.get_key_value(base))?,
         };
-        Some(name)
+        Some(name.as_str())
     }
 }
 

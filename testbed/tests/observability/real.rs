@@ -131,7 +131,7 @@ async fn queries_of_the_runbook_run(circle: &Circle) {
     );
     for (database, query) in queries {
         let connection = if database == "payments" { &mut payments } else { &mut executor };
-        if let Err(error) = sqlx::raw_sql(AssertSqlSafe(query)).fetch_all(connection).await {
+        if let Err(error) = sqlx::raw_sql(AssertSqlSafe(query.to_owned())).fetch_all(connection).await {
             panic!("{query}\n{error}");
         }
     }
