@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo run faults test test-contracts test-api test-console test-examples test-upgrade bench-relay bench-takeover bench-executor bench-consumer bench-api lint sql stop clean setup
+.PHONY: help demo run drill faults test test-contracts test-api test-console test-examples test-upgrade bench-relay bench-takeover bench-executor bench-consumer bench-api lint sql stop clean setup
 
 # A fresh shell does not know yet where rustup has put cargo, and that of a user not where Debian puts servers.
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
@@ -67,6 +67,11 @@ SUSTAINED ?= 60
 POSTS_RATE ?= 500
 POSTS_SECONDS ?= 60
 
+# Whether Prometheus runs natively beside `make run`. The package's own service is not used, and may be disabled.
+OBSERVABILITY ?=
+# The one part that `make drill` kills, as docs/runbook.md names it; all of them if it is empty.
+PART ?=
+
 # What `make sql` asks: passed on through the environment, so that no shell reads the query.
 DB ?= payments
 Q ?= SELECT state, count(*) FROM payments.payment_orders GROUP BY state
@@ -79,14 +84,20 @@ demo: setup ## Send payments through everything, kill processes, prove that noth
 	@$(CARGO) build --workspace --bins
 	exec $(TESTBED) demo --scenario $(SCENARIO) --payments $(PAYMENTS) --rate $(RATE) --kills $(KILLS) --seed $(SEED)
 
-run: setup ## Start everything, print every address, and stay until Ctrl-C
+run: setup ## Start everything, print every address, and stay until Ctrl-C (OBSERVABILITY=1: Prometheus, too)
 	@$(CARGO) build --workspace --bins
-	exec $(TESTBED) run
+	exec $(TESTBED) run $(if $(OBSERVABILITY),--observability)
+
+drill: OBSERVABILITY := yes
+drill: setup ## Kill each part in turn, and see that the alerts of docs/runbook.md fire, and end (PART="executor": one alone)
+	@$(CARGO) build --workspace --bins
+	exec $(TESTBED) drill $(if $(PART),--only "$(PART)")
 
 faults: setup ## Hurt a part in EPISODES ways, prove each time that nothing was lost (FAMILY= EPISODES= SEED=)
 	@$(CARGO) build --workspace --bins $(FAILPOINTS)
 	exec $(TESTBED) faults --family $(FAMILY) --episodes $(EPISODES) --seed $(SEED) $(ARGS)
 
+test: OBSERVABILITY := yes
 test: setup ## Start the real parts once and run the whole suite (PG=15 on the oldest PostgreSQL, ARGS="-p outbox" for less)
 	@$(CARGO) build --workspace --all-targets $(FAILPOINTS)
 	# A stack that was running already stays: someone else is using it.
@@ -247,6 +258,7 @@ setup:
 	version=$$("$$java" -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' | head -n 1 || true)
 	java_is_missing=; if [ "$${version:-0}" -lt 17 ]; then java_is_missing=yes; fi
 	pairs=(); if [ -n "$(BROWSER)" ]; then pairs=(chromium:chromium chromedriver:chromium-driver); fi
+	if [ -n "$(OBSERVABILITY)" ]; then pairs+=(prometheus:prometheus promtool:prometheus); fi
 	for pair in "$${pairs[@]}" mvn:maven gcc:gcc g++:g++ make:make pkg-config:pkg-config xz:xz-utils psql:postgresql-client python3:python3 pgbouncer:pgbouncer; do
 		command -v "$${pair%%:*}" >/dev/null || packages+=("$${pair##*:}")
 	done

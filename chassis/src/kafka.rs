@@ -1,4 +1,4 @@
-//! Settings of Kafka clients that are the same in every process, and what a refusal of the brokers means.
+//! Settings of Kafka clients that are the same in every process, what a refusal of the brokers means, and what every consumer reports.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,9 +7,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientConfig, ClientContext, Statistics, TopicPartitionList,
     config::RDKafkaLogLevel,
+    consumer::Rebalance,
     error::KafkaError,
     producer::{BaseProducer, Producer as _, ProducerContext},
     types::RDKafkaErrorCode,
@@ -56,6 +58,90 @@ pub fn finish(mut client: ClientConfig, config: &KafkaConfig) -> ClientConfig {
         client.set(&property.name, &property.value);
     }
     client
+}
+
+crate::metrics! {
+    /// What a consumer reports. Lag and connections come with the client's statistics: set `statistics.interval.ms`.
+    #[derive(Clone, Debug)]
+    pub struct ConsumerMetrics {
+        /// Records between the newest of a partition and the last that was read.
+        pub lag: IntGaugeVec = "kafka_consumer_lag_records" by ["topic", "partition"],
+        /// Brokers that the consumer's client is connected to.
+        pub brokers_up: IntGauge = "kafka_client_brokers_up",
+        /// Assignments and revocations of partitions, and rebalances that failed, by kind.
+        pub rebalances: IntCounterVec = "kafka_consumer_rebalances_total" by ["kind"],
+        /// Offset commits that the broker refused or did not answer.
+        pub commit_failures: IntCounter = "kafka_consumer_commit_failures_total",
+        /// Times that the consumer was too slow to stay in its group.
+        pub max_poll_exceeded: IntCounter = "kafka_consumer_max_poll_exceeded_total",
+        /// Errors of the Kafka client that were not fatal.
+        pub errors: IntCounter = "kafka_consumer_errors_total",
+    }
+}
+
+impl ConsumerMetrics {
+    /// Has every kind of rebalance begin at 0.
+    pub fn initialise(&self) {
+        for kind in ["assign", "revoke", "error"] {
+            self.rebalances.with_label_values(&[kind]);
+        }
+    }
+
+    /// Takes over what the client has counted.
+    pub fn sampled(&self, statistics: &Statistics) {
+        for topic in statistics.topics.values() {
+            for partition in topic.partitions.values().filter(|partition| partition.consumer_lag >= 0) {
+                let labels = [topic.topic.as_str(), &partition.partition.to_string()];
+                self.lag.with_label_values(&labels).set(partition.consumer_lag);
+            }
+        }
+        // Logical ones are names for a part that one of the others plays, such as the group's coordinator.
+        let connected = statistics
+            .brokers
+            .values()
+            .filter(|broker| broker.source != "logical" && matches!(broker.state.as_str(), "UP" | "UPDATE"));
+        self.brokers_up.set(i64::try_from(connected.count()).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a rebalance. The lag of partitions that go is not ours to report any more.
+    pub fn rebalanced(&self, rebalance: &Rebalance<'_>) {
+        let kind = match rebalance {
+            Rebalance::Assign(_) => "assign",
+            Rebalance::Revoke(partitions) => {
+                self.forget(partitions);
+                "revoke"
+            }
+            Rebalance::Error(_) => "error",
+        };
+        self.rebalances.with_label_values(&[kind]).inc();
+    }
+
+    fn forget(&self, partitions: &TopicPartitionList) {
+        for element in partitions.elements() {
+            // Not there if no statistics came meanwhile.
+            drop(self.lag.remove_label_values(&[element.topic(), &element.partition().to_string()]));
+        }
+    }
+
+    /// Passes on a line of the client's log, which alone tells of some failures.
+    pub fn logged(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match facility {
+            "MAXPOLL" => self.max_poll_exceeded.inc(),
+            "COMMITFAIL" => self.commit_failures.inc(),
+            _ => {}
+        }
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => tracing::error!(facility, "librdkafka: {message}"),
+            RDKafkaLogLevel::Warning => tracing::warn!(facility, "librdkafka: {message}"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(facility, "librdkafka: {message}");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(facility, "librdkafka: {message}"),
+        }
+    }
 }
 
 /// A value as it is written in settings.

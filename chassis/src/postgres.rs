@@ -4,6 +4,11 @@ use std::{str::FromStr as _, time::Duration};
 
 use anyhow::Context as _;
 use futures::future::BoxFuture;
+use prometheus::{
+    IntGaugeVec, Opts, Registry,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction,
@@ -57,6 +62,36 @@ pub fn pool(config: &PostgresConfig, application: &str) -> anyhow::Result<PgPool
         .min_connections(config.database_pool_size)
         .acquire_timeout(Duration::from_secs(5))
         .connect_lazy_with(connect_options(&config.database_url, application)?.options(BY_INDEX)))
+}
+
+/// Has a pool's connections counted in `db_pool_connections`.
+pub fn watch_pool(registry: &Registry, pool: &PgPool, name: &str) -> anyhow::Result<()> {
+    let options = Opts::new("db_pool_connections", "Connections to PostgreSQL, in use or idle.");
+    let connections = IntGaugeVec::new(options.const_label("pool", name), &["state"])?;
+    registry.register(Box::new(PoolMetrics { pool: pool.clone(), connections }))?;
+    Ok(())
+}
+
+/// Looks when it is asked.
+struct PoolMetrics {
+    pool: PgPool,
+    connections: IntGaugeVec,
+}
+
+impl Collector for PoolMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.connections.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let idle = i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX);
+        // Read one after the other, while both change.
+        let in_use = (i64::from(self.pool.size()) - idle).max(0);
+        for (state, count) in [("idle", idle), ("in_use", in_use)] {
+            self.connections.with_label_values(&[state]).set(count);
+        }
+        self.connections.collect()
+    }
 }
 
 /// One connection of its own, outside any pool.

@@ -18,7 +18,7 @@ use std::{
 use anyhow::Context as _;
 use chassis::{
     backoff::Backoff,
-    kafka,
+    kafka::{self, ConsumerMetrics},
     postgres::{Disposition, disposition, transaction},
     shutdown::Shutdown,
     telemetry::TraceContext,
@@ -26,7 +26,7 @@ use chassis::{
 };
 use futures::FutureExt as _;
 use rdkafka::{
-    ClientContext, Message as _, Offset, TopicPartitionList,
+    ClientContext, Message as _, Offset, Statistics, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
     error::{KafkaError, KafkaResult},
@@ -102,11 +102,13 @@ impl Intake {
             .set("heartbeat.interval.ms", "1000")
             .set("fetch.wait.max.ms", "100")
             .set("queued.max.messages.kbytes", "16384")
+            .set("statistics.interval.ms", "1000")
             .set_log_level(RDKafkaLogLevel::Warning)
             // A consumer has none, and librdkafka would say so in the log.
             .remove("partitioner");
-        let consumer: Consumer =
-            kafka::finish(client, &config.kafka).create_with_context(Log).context("Kafka consumer")?;
+        let consumer: Consumer = kafka::finish(client, &config.kafka)
+            .create_with_context(Log(metrics.consumer.clone()))
+            .context("Kafka consumer")?;
         consumer.subscribe(&[&config.requests_topic]).context("subscription")?;
         let (ahead, done, commit_at) = (vec![], HashMap::new(), Instant::now());
         let trouble = None;
@@ -186,6 +188,7 @@ impl Intake {
     /// The client goes on by itself, and reports the same trouble many times a second while brokers are away: said once, and never
     /// waited for, or the reports would queue up before the records that follow them.
     fn troubled(&mut self, error: KafkaError) {
+        self.metrics.consumer.errors.inc();
         if self.trouble.as_ref() != Some(&error) {
             tracing::warn!(error = kafka::explain(&error), "the topic could not be read");
             self.trouble = Some(error);
@@ -359,6 +362,7 @@ impl Intake {
         self.commit_at = Instant::now() + COMMIT_EVERY;
         if let Err(error) = self.consumer.commit(&offsets, mode) {
             // Whoever owns the partition then reads these records again, and finds them known.
+            self.metrics.consumer.commit_failures.inc();
             tracing::info!(%error, "offsets were not committed");
         }
     }
@@ -421,22 +425,33 @@ impl std::fmt::Debug for Intake {
     }
 }
 
-/// Tells the log what the consumer tells us.
-struct Log;
+/// Tells the log and the metrics what the consumer tells us.
+struct Log(ConsumerMetrics);
 
 impl ClientContext for Log {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.0.logged(level, facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
+        self.0.errors.inc();
         tracing::warn!(%error, reason, "Kafka");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.0.sampled(&statistics);
     }
 }
 
 impl ConsumerContext for Log {
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        self.0.rebalanced(rebalance);
         tracing::info!(change = ?rebalance, "partitions of the requests' topic");
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
         if let Err(error) = result {
+            self.0.commit_failures.inc();
             tracing::info!(%error, "offsets were not committed");
         }
     }

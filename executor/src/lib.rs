@@ -80,9 +80,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let registry = admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
     let metrics = Metrics::new(&registry, &psps)?;
     let readiness = admin::Readiness::default();
-    admin::serve(&config.admin, registry, readiness.clone(), &shutdown).await?;
+    admin::serve(&config.admin, registry.clone(), readiness.clone(), &shutdown).await?;
     chassis::kafka::watch(&config.kafka, &shutdown)?;
     let pool = postgres::pool(&config.postgres, "executor")?;
+    postgres::watch_pool(&registry, &pool, "executor")?;
     if !database_ready(&pool, &shutdown).await {
         return Ok(());
     }

@@ -45,6 +45,7 @@ pub async fn watch(pool: PgPool, metrics: Metrics, shutdown: Shutdown) -> anyhow
                 metrics.attempt_unknown_oldest_age.set(oldest_seconds);
                 metrics.orders_in_review.set(in_review);
                 metrics.orders_parked.set(parked);
+                metrics.gauges_read.set(chassis::metrics::timestamp_seconds());
             }
             Err(error) => tracing::debug!(%error, "the gauges could not be brought up to date"),
         }

@@ -88,6 +88,7 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     });
     admin::serve(&relay.config.admin, prometheus, readiness.clone(), &shutdown).await?;
     chassis::kafka::watch(&relay.config.kafka, &shutdown)?;
+    shutdown.spawn("registry", ask_the_registry(Arc::clone(&relay), shutdown.clone()));
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while !shutdown.requested() {
         let standing_by = readiness.clone();
@@ -161,7 +162,10 @@ async fn sample_backlog(relay: Arc<Relay>, stop: CancellationToken) {
                 metrics.parked.set(backlog.parked);
                 metrics.held.set(backlog.held);
                 metrics.missing.set(backlog.missing);
+                metrics.verified.set(backlog.verified_seconds);
                 metrics.ghosts.set(backlog.ghosts);
+                metrics.table_bytes.set(backlog.table_bytes);
+                metrics.gauges_read.set(chassis::metrics::timestamp_seconds());
             }
             Err(error) => {
                 session = None;
@@ -173,11 +177,22 @@ async fn sample_backlog(relay: Arc<Relay>, stop: CancellationToken) {
             () = stop.cancelled() => {}
         }
     }
-    let metrics = &relay.metrics;
-    for gauge in [&metrics.pending, &metrics.parked, &metrics.held, &metrics.missing, &metrics.ghosts] {
-        gauge.set(0);
+    relay.metrics.no_longer_sampled();
+}
+
+/// Asks the registry from time to time. Schemas that are known are kept, so nothing else would notice that it is gone, until the next
+/// process that starts, or the next schema, needs it.
+async fn ask_the_registry(relay: Arc<Relay>, shutdown: Shutdown) -> anyhow::Result<()> {
+    loop {
+        let answers = relay.registry.answers().await;
+        if let Err(error) = &answers {
+            tracing::warn!(%error, "the schema registry was asked, and does not answer");
+        }
+        relay.metrics.registry_up.set(i64::from(answers.is_ok()));
+        if !shutdown.sleep(SAMPLE_EVERY).await {
+            return Ok(());
+        }
     }
-    metrics.oldest_pending_age.set(0.0);
 }
 
 async fn backlog(

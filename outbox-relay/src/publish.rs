@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use chassis::{config::KafkaConfig, telemetry::TraceContext, trace::Span};
 use rdkafka::{
-    ClientConfig, ClientContext, Message as _,
+    ClientConfig, ClientContext, Message as _, Statistics,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
     client::DefaultClientContext,
     error::KafkaError,
@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use crate::{
     leadership::ProofOfLock,
+    metrics::Metrics,
     records::Record,
     store::orders::{CarriedOut, Parking},
     window::Cursor,
@@ -235,11 +236,22 @@ pub struct DeliveryFailed(String);
 
 /// Receives delivery reports on librdkafka's thread and counts them where they belong.
 #[derive(Debug)]
-struct DeliveryReports(Arc<InFlight>);
+struct DeliveryReports {
+    in_flight: Arc<InFlight>,
+    metrics: Metrics,
+}
 
 impl ClientContext for DeliveryReports {
     fn error(&self, error: KafkaError, reason: &str) {
+        // Every record that is under way is reported as failed, too: that ends the producer.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            self.metrics.producer_fatal.inc();
+        }
         tracing::warn!(%error, reason, "Kafka client");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.metrics.producer_queue.set(i64::try_from(statistics.msg_cnt).unwrap_or(i64::MAX));
     }
 }
 
@@ -248,13 +260,13 @@ impl ProducerContext for DeliveryReports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         let (number, place) = (opaque / PLACES, opaque % PLACES);
-        let Some(delivery) = self.0.of(number) else { return };
+        let Some(delivery) = self.in_flight.of(number) else { return };
         let result = match result {
             Ok(message) => Ok((message.partition(), message.offset())),
             Err((error, _)) => Err(chassis::kafka::explain(error)),
         };
         if delivery.report(place, result) {
-            self.0.end(number);
+            self.in_flight.end(number);
         }
     }
 }
@@ -297,7 +309,8 @@ pub fn producer_settings(
         .set("linger.ms", "1")
         // A batch that a topic does not take would take sound records down with it.
         .set("batch.size", batch_max_bytes.min(262_144).to_string())
-        .set("compression.type", "lz4");
+        .set("compression.type", "lz4")
+        .set("statistics.interval.ms", "5000");
     client
 }
 
@@ -339,12 +352,13 @@ impl Publisher {
         source: &str,
         limits: BTreeMap<String, usize>,
         partitions: BTreeMap<String, u32>,
+        metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let smallest = limits.values().copied().min().unwrap_or(TOPIC_MAX_BYTES_DEFAULT);
         let client = producer_settings(kafka, in_flight_max_kib, smallest);
         let in_flight = Arc::new(InFlight::default());
         let producer = chassis::kafka::finish(client, kafka)
-            .create_with_context(DeliveryReports(Arc::clone(&in_flight)))
+            .create_with_context(DeliveryReports { in_flight: Arc::clone(&in_flight), metrics })
             .context("Kafka producer")?;
         Ok(Self { producer: Arc::new(producer), in_flight, source: source.to_owned(), limits, partitions })
     }

@@ -109,7 +109,8 @@ pub(crate) async fn catch_up(
     let partitions = tail.ends.iter().map(|(topic, ends)| Ok((topic.clone(), u32::try_from(ends.len())?)));
     let partitions = partitions.collect::<anyhow::Result<_>>()?;
     let RunConfig { kafka, in_flight_max_kib, source, .. } = &relay.config;
-    let publisher = Publisher::new(kafka, *in_flight_max_kib, source, limits, partitions)?;
+    let metrics = relay.metrics.clone();
+    let publisher = Publisher::new(kafka, *in_flight_max_kib, source, limits, partitions, metrics)?;
     lock.proof().ensure_proven()?;
     Ok(Some(CaughtUp { publisher, found }))
 }

@@ -135,7 +135,7 @@ impl Assignment {
     }
 
     fn not_committed(&self, error: &KafkaError) {
-        self.metrics.commit_failures.inc();
+        self.metrics.consumer.commit_failures.inc();
         tracing::warn!(error = %error, "offsets were not committed; they will be sent again");
     }
 
@@ -152,38 +152,16 @@ impl Assignment {
 
 impl ClientContext for Assignment {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match facility {
-            "MAXPOLL" => self.metrics.max_poll_exceeded.inc(),
-            "COMMITFAIL" => self.metrics.commit_failures.inc(),
-            _ => {}
-        }
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error => {
-                tracing::error!(facility, "librdkafka: {message}");
-            }
-            RDKafkaLogLevel::Warning => tracing::warn!(facility, "librdkafka: {message}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
-                tracing::info!(facility, "librdkafka: {message}");
-            }
-            RDKafkaLogLevel::Debug => tracing::debug!(facility, "librdkafka: {message}"),
-        }
+        self.metrics.consumer.logged(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.metrics.consumer_errors.inc();
+        self.metrics.consumer.errors.inc();
         tracing::warn!(error = %error, reason, "Kafka client");
     }
 
     fn stats(&self, statistics: Statistics) {
-        for topic in statistics.topics.values() {
-            for partition in topic.partitions.values().filter(|partition| partition.consumer_lag >= 0) {
-                let labels = [topic.topic.as_str(), &partition.partition.to_string()];
-                self.metrics.consumer_lag.with_label_values(&labels).set(partition.consumer_lag);
-            }
-        }
+        self.metrics.consumer.sampled(&statistics);
         if let Some(group) = &statistics.cgrp {
             let mut owned = self.owned();
             owned.giving_up = gives_up(group).then(|| owned.giving_up.unwrap_or_else(Instant::now));
@@ -201,9 +179,9 @@ fn gives_up(group: &ConsumerGroup) -> bool {
 
 impl ConsumerContext for Assignment {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        self.metrics.consumer.rebalanced(rebalance);
         match rebalance {
             Rebalance::Assign(partitions) => {
-                self.metrics.rebalances.with_label_values(&["assign"]).inc();
                 failpoints::reached("C7");
                 if let Err(error) = start_new_partitions_at_the_beginning(consumer, partitions) {
                     // A partition that has an offset starts there all the same; one that has none makes the client report an
@@ -211,14 +189,8 @@ impl ConsumerContext for Assignment {
                     self.owned().failure = Some(format!("where to start could not be determined: {error:#}"));
                 }
             }
-            Rebalance::Revoke(partitions) => {
-                self.metrics.rebalances.with_label_values(&["revoke"]).inc();
-                self.leave(consumer, partitions);
-            }
-            Rebalance::Error(error) => {
-                self.metrics.rebalances.with_label_values(&["error"]).inc();
-                tracing::warn!(error = %error, "rebalance failed");
-            }
+            Rebalance::Revoke(partitions) => self.leave(consumer, partitions),
+            Rebalance::Error(error) => tracing::warn!(error = %error, "rebalance failed"),
         }
     }
 
@@ -253,7 +225,7 @@ impl Assignment {
         let lost = consumer.assignment_lost();
         if !lost && let Err(error) = self.commit_now(consumer) {
             // The records come again, to whoever owns the partitions then, and are known.
-            self.metrics.commit_failures.inc();
+            self.metrics.consumer.commit_failures.inc();
             tracing::warn!(error = %error, "offsets were not committed before partitions were given up");
         }
         failpoints::reached("C7");
@@ -261,8 +233,6 @@ impl Assignment {
         let mut list = Vec::new();
         for element in partitions.elements() {
             owned.partitions.remove(&element.partition());
-            let labels = [element.topic(), &element.partition().to_string()];
-            drop(self.metrics.consumer_lag.remove_label_values(&labels));
             list.push(element.partition());
         }
         tracing::info!(partitions = ?list, lost, "partitions revoked");

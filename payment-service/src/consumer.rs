@@ -209,7 +209,7 @@ impl PspResultUpdateConsumer {
                 Ok(())
             }
             error => {
-                self.metrics.consumer_errors.inc();
+                self.metrics.consumer.errors.inc();
                 tracing::warn!(error = chassis::kafka::explain(&error), topic = &*self.topic, "poll");
                 Ok(())
             }

@@ -111,10 +111,11 @@ pub struct Addresses {
 /// Opens the ports, then starts everything. The parts may come up in any order: what is not there yet is waited for.
 pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addresses> {
     config.validate()?;
-    let registry = chassis::admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
-    let metrics = Metrics::new(&registry)?;
+    let metrics_registry = chassis::admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
+    let metrics = Metrics::new(&metrics_registry)?;
     let readiness = Readiness::default();
-    let admin = chassis::admin::serve(&config.admin, registry, readiness.clone(), shutdown).await?;
+    let admin =
+        chassis::admin::serve(&config.admin, metrics_registry.clone(), readiness.clone(), shutdown).await?;
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("the API's address {} could not be opened", config.listen))?;
@@ -122,6 +123,7 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
 
     chassis::kafka::watch(&config.kafka, shutdown)?;
     let pool = chassis::postgres::pool(&config.postgres, "payment-service")?;
+    chassis::postgres::watch_pool(&metrics_registry, &pool, "api")?;
     let tokens = Tokens::new(pool.clone());
     let settings = ApiSettings {
         order_lifetime: config.order_lifetime.into(),
@@ -151,6 +153,7 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
     // Connections of their own: a flood of requests must not keep results waiting.
     let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };
     let results_pool = chassis::postgres::pool(&postgres, "payment-service results")?;
+    chassis::postgres::watch_pool(&metrics_registry, &results_pool, "results")?;
     let service =
         ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics), &config.consumer_group);
     let heartbeat = Heartbeat::new();

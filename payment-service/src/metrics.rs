@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chassis::kafka::ConsumerMetrics;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, core::Collector,
+    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
 use schema::psp_result_update::PspStatus;
 
@@ -29,171 +29,65 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("GET", "/v1/payment-orders/{payment_order_id}"),
 ];
 
-/// All metrics of this process.
-#[derive(Debug)]
-pub struct Metrics {
-    /// Payments created, by PSP.
-    pub payments_created: IntCounterVec,
-    /// Payment orders that were opened after a failure, by PSP.
-    pub payments_retried: IntCounterVec,
-    /// Reviews that a person has ended, by the outcome.
-    pub reviews_resolved: IntCounterVec,
-    /// Requests with a known idempotency key, by what they got.
-    pub idempotency: IntCounterVec,
-    /// Duration of requests.
-    pub http: HistogramVec,
-    /// Records per transaction.
-    pub batch_size: Histogram,
-    /// Duration from the first record of a batch to its commit.
-    pub batch_seconds: Histogram,
-    /// Times that a batch had to wait, by what for.
-    pub waits: IntCounterVec,
-    /// 1 while a batch waits for the database or the schema registry.
-    pub waiting: IntGauge,
-    /// Records between the newest of a partition and the last that was read.
-    pub consumer_lag: IntGaugeVec,
-    /// Assignments and revocations of partitions.
-    pub rebalances: IntCounterVec,
-    /// Offset commits that the broker refused or did not answer.
-    pub commit_failures: IntCounter,
-    /// Partitions whose committed offset is no longer in the topic: somebody must decide where to go on.
-    pub offsets_out_of_range: IntCounter,
-    /// Partitions without a committed offset whose first records are gone: what was there may never have been read.
-    pub offsets_missing: IntCounter,
-    /// How long ago the consumer's thread last came round, in seconds.
-    pub consumer_beat_age: Gauge,
-    /// Times that the consumer was too slow to stay in its group.
-    pub max_poll_exceeded: IntCounter,
-    /// Errors of the Kafka client that were not fatal.
-    pub consumer_errors: IntCounter,
-    /// Payments that wait for a person. The same in every instance.
-    pub payments_in_review: IntGauge,
-    /// Records in quarantine that nobody has settled, by reason. The same in every instance.
-    pub quarantine: IntGaugeVec,
-    /// Records in quarantine that have no copy on the topic of copies. The same in every instance.
-    pub quarantine_uncopied: IntGauge,
-    /// Copies that the brokers have acknowledged.
-    pub quarantine_copies: IntCounter,
-    /// Rounds of copying that left something behind.
-    pub quarantine_copy_failures: IntCounter,
-    processed: IntCounterVec,
-    results: IntCounterVec,
-    quarantined: IntCounterVec,
-    event_lag: Histogram,
+chassis::metrics! {
+    /// All metrics of this process.
+    #[derive(Debug)]
+    pub struct Metrics {
+        /// The consumer of results.
+        pub consumer: ConsumerMetrics,
+        /// Payments created, by PSP.
+        pub payments_created: IntCounterVec = "payments_created_total" by ["psp"],
+        /// Payment orders that were opened after a failure, by PSP.
+        pub payments_retried: IntCounterVec = "payments_retried_total" by ["psp"],
+        /// Reviews that a person has ended, by the outcome.
+        pub reviews_resolved: IntCounterVec = "reviews_resolved_total" by ["outcome"],
+        /// Requests that need an idempotency key, by what their key led to.
+        pub idempotency: IntCounterVec = "idempotency_requests_total" by ["result"],
+        /// Duration of the requests of API and console.
+        pub http: HistogramVec =
+            "http_server_request_duration_seconds" by ["method", "route", "status"] in HTTP_BUCKETS,
+        /// Records per transaction of the consumer.
+        pub batch_size: Histogram = "batch_records" in BATCH_BUCKETS,
+        /// From the first record of a batch to its commit.
+        pub batch_seconds: Histogram = "event_processing_duration_seconds" in HTTP_BUCKETS,
+        /// Times that a batch had to wait, by what for.
+        pub waits: IntCounterVec = "consumer_waits_total" by ["reason"],
+        /// 1 while a batch waits for the database or the schema registry.
+        pub waiting: IntGauge = "consumer_waiting",
+        /// Partitions whose committed offset is no longer in the topic: reading them has stopped until somebody decides where to go on.
+        pub offsets_out_of_range: IntCounter = "kafka_consumer_offsets_out_of_range_total",
+        /// Partitions without a committed offset whose first records are gone: what was there may never have been read.
+        pub offsets_missing: IntCounter = "kafka_consumer_offsets_missing_total",
+        /// How long ago the consumer's thread last came round.
+        pub consumer_beat_age: Gauge = "consumer_beat_age_seconds",
+        /// Payments that wait for a person. The same in every instance.
+        pub payments_in_review: IntGauge = "payments_in_review",
+        /// Records in quarantine that nobody has settled, by reason. The same in every instance.
+        pub quarantine: IntGaugeVec = "quarantine_records" by ["reason"],
+        /// Records in quarantine that have no copy on the topic of copies. The same in every instance.
+        pub quarantine_uncopied: IntGauge = "quarantine_uncopied_records",
+        /// When the gauges that are the same in every instance were last read from the database, in seconds since 1970.
+        pub gauges_read: Gauge = "gauges_read_timestamp_seconds",
+        /// Copies of quarantined records that the brokers have acknowledged.
+        pub quarantine_copies: IntCounter = "quarantine_copies_total",
+        /// Rounds of copying quarantined records that left something behind.
+        pub quarantine_copy_failures: IntCounter = "quarantine_copy_failures_total",
+        /// Results by decision; REDELIVERED: taken before.
+        processed: IntCounterVec = "events_processed_total" by ["decision"],
+        /// New results by what the PSP said.
+        results: IntCounterVec = "psp_results_total" by ["status"],
+        /// Records set aside, by reason.
+        quarantined: IntCounterVec = "events_quarantined_total" by ["reason"],
+        /// From the PSP's answer (eventTime) to the committed state.
+        event_lag: Histogram = "event_lag_seconds" in LAG_BUCKETS,
+    }
 }
 
 impl Metrics {
-    /// Registers all metrics.
-    #[expect(clippy::too_many_lines, reason = "a list, one metric after the other")]
+    /// Registers all metrics, every label set at 0.
     pub fn new(registry: &Registry) -> anyhow::Result<Arc<Self>> {
-        let of = Make(registry);
-        let metrics = Self {
-            payments_created: of.counters("payments_created_total", "Payments created.", &["psp"])?,
-            payments_retried: of.counters(
-                "payments_retried_total",
-                "Payment orders opened after a failure.",
-                &["psp"],
-            )?,
-            reviews_resolved: of.counters(
-                "reviews_resolved_total",
-                "Reviews that a person has ended, by the outcome.",
-                &["outcome"],
-            )?,
-            idempotency: of.counters(
-                "idempotency_requests_total",
-                "Creating requests by what their key led to.",
-                &["result"],
-            )?,
-            http: of.keep(HistogramVec::new(
-                HistogramOpts::new("http_server_request_duration_seconds", "Duration of API requests.")
-                    .buckets(HTTP_BUCKETS.to_vec()),
-                &["method", "route", "status"],
-            )?)?,
-            batch_size: of.histogram(
-                "batch_records",
-                "Records per transaction of the consumer.",
-                BATCH_BUCKETS,
-            )?,
-            batch_seconds: of.histogram(
-                "event_processing_duration_seconds",
-                "From a batch's first record to its commit.",
-                HTTP_BUCKETS,
-            )?,
-            waits: of.counters(
-                "consumer_waits_total",
-                "Times a batch had to wait, by what for.",
-                &["reason"],
-            )?,
-            waiting: of.keep(IntGauge::new(
-                "consumer_waiting",
-                "1 while a batch waits for the database or the registry.",
-            )?)?,
-            consumer_lag: of.gauges(
-                "kafka_consumer_lag_records",
-                "Records not read yet.",
-                &["topic", "partition"],
-            )?,
-            rebalances: of.counters(
-                "kafka_consumer_rebalances_total",
-                "Partitions assigned or revoked, by kind.",
-                &["kind"],
-            )?,
-            commit_failures: of
-                .counter("kafka_consumer_commit_failures_total", "Offset commits that failed.")?,
-            offsets_out_of_range: of.counter(
-                "kafka_consumer_offsets_out_of_range_total",
-                "Partitions whose committed offset is not in the topic: reading them has stopped.",
-            )?,
-            offsets_missing: of.counter(
-                "kafka_consumer_offsets_missing_total",
-                "Partitions without a committed offset whose first records are gone: read from what is left.",
-            )?,
-            consumer_beat_age: of.keep(Gauge::new(
-                "consumer_beat_age_seconds",
-                "How long ago the consumer's thread last came round.",
-            )?)?,
-            max_poll_exceeded: of.counter(
-                "kafka_consumer_max_poll_exceeded_total",
-                "Times the consumer was too slow for its group.",
-            )?,
-            consumer_errors: of
-                .counter("kafka_consumer_errors_total", "Errors of the Kafka client that were not fatal.")?,
-            payments_in_review: of.keep(IntGauge::new(
-                "payments_in_review",
-                "Payments in NEEDS_REVIEW; the same in every instance.",
-            )?)?,
-            quarantine: of.gauges(
-                "quarantine_records",
-                "Unsettled records in quarantine; the same in every instance.",
-                &["reason"],
-            )?,
-            quarantine_uncopied: of.keep(IntGauge::new(
-                "quarantine_uncopied_records",
-                "Records in quarantine without a copy on the topic; the same in every instance.",
-            )?)?,
-            quarantine_copies: of
-                .counter("quarantine_copies_total", "Copies of quarantined records on their topic.")?,
-            quarantine_copy_failures: of.counter(
-                "quarantine_copy_failures_total",
-                "Times that quarantined records could not be copied to their topic.",
-            )?,
-            processed: of.counters(
-                "events_processed_total",
-                "Results by decision; REDELIVERED: taken before.",
-                &["decision"],
-            )?,
-            results: of.counters("psp_results_total", "New results by what the PSP said.", &["status"])?,
-            quarantined: of.counters(
-                "events_quarantined_total",
-                "Records set aside, by reason.",
-                &["reason"],
-            )?,
-            event_lag: of.histogram(
-                "event_lag_seconds",
-                "From the PSP's answer (eventTime) to the committed state.",
-                LAG_BUCKETS,
-            )?,
-        };
+        let metrics = Self::register(registry)?;
+        metrics.consumer.initialise();
         metrics.initialise();
         Ok(Arc::new(metrics))
     }
@@ -210,9 +104,6 @@ impl Metrics {
             self.quarantined.with_label_values(&[reason.as_str()]);
             self.quarantine.with_label_values(&[reason.as_str()]);
         }
-        for kind in ["assign", "revoke", "error"] {
-            self.rebalances.with_label_values(&[kind]);
-        }
         for reason in ["database", "registry"] {
             self.waits.with_label_values(&[reason]);
         }
@@ -228,8 +119,9 @@ impl Metrics {
         }
         for (method, route) in ROUTES {
             let makes = *method == "POST" && !route.ends_with("/resolve");
-            let status = if makes { "201" } else { "200" };
-            self.http.with_label_values(&[method, route, status]);
+            for status in [if makes { "201" } else { "200" }, "500", "503"] {
+                self.http.with_label_values(&[method, route, status]);
+            }
         }
     }
 
@@ -251,31 +143,5 @@ impl Metrics {
         if reason == QuarantineReason::Orphan {
             self.processed.with_label_values(&[Decision::Orphan.as_str()]).inc();
         }
-    }
-}
-
-/// Makes and registers.
-struct Make<'a>(&'a Registry);
-
-impl Make<'_> {
-    fn keep<C: Collector + Clone + 'static>(&self, collector: C) -> anyhow::Result<C> {
-        self.0.register(Box::new(collector.clone()))?;
-        Ok(collector)
-    }
-
-    fn counter(&self, name: &str, help: &str) -> anyhow::Result<IntCounter> {
-        self.keep(IntCounter::new(name, help)?)
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> anyhow::Result<IntCounterVec> {
-        self.keep(IntCounterVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> anyhow::Result<IntGaugeVec> {
-        self.keep(IntGaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> anyhow::Result<Histogram> {
-        self.keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
     }
 }

@@ -79,6 +79,7 @@ impl Housekeeping {
             self.metrics.quarantine.with_label_values(&[reason]).set(count);
         }
         self.metrics.quarantine_uncopied.set(quarantine::uncopied(&self.pool).await?);
+        self.metrics.gauges_read.set(chassis::metrics::timestamp_seconds());
         Ok(())
     }
 

@@ -165,6 +165,12 @@ impl Registry {
         Ok(schema)
     }
 
+    /// Whether the registry answers, and has what every registry has.
+    pub async fn answers(&self) -> Result<(), RegistryError> {
+        let request = self.http.get(format!("{}/config", self.url));
+        self.send(request, "config").await.map(drop)
+    }
+
     /// Forgets which ids do not exist: somebody says that they do now.
     pub fn forget_missing(&self) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).missing.clear();

@@ -17,6 +17,7 @@ use testbed::bench::{self, Bench, Peer};
 use testbed::contract::{self, Contract};
 use testbed::demo::elsewhere::{self, Elsewhere};
 use testbed::demo::{self, Demo, Scenario};
+use testbed::drill;
 use testbed::faults::{self, Family, Faults};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
@@ -42,7 +43,17 @@ enum Command {
     /// Say what runs; the exit status is 1 when the stack does not.
     Status,
     /// Start everything, print how to use it, and stay until Ctrl-C.
-    Run,
+    Run {
+        /// Start Prometheus beside it, with every alert.
+        #[arg(long)]
+        observability: bool,
+    },
+    /// Kill one part after the other, and see that the alerts fire that the runbook says, and that they end.
+    Drill {
+        /// These parts alone, as the runbook names them.
+        #[arg(long)]
+        only: Vec<String>,
+    },
     /// Send payments through everything while processes are killed, and prove that nothing was lost.
     Demo {
         /// Payments to send.
@@ -204,7 +215,8 @@ async fn perform(command: Command) -> Result<ExitCode> {
             };
             print(&stack);
         }
-        Command::Run => run::run().await?,
+        Command::Run { observability } => run::run(observability).await?,
+        Command::Drill { only } => return Box::pin(practise(&only)).await,
         Command::Demo { payments, rate, kills, seed, scenario, keep } => {
             return demonstrate(&Demo { payments, rate, kills, seed, scenario, stall_broker: true, keep })
                 .await;
@@ -349,6 +361,21 @@ async fn benchmark_api(bench: ApiBench) -> Result<ExitCode> {
     println!("{}", report.table());
     println!("{}", report.json());
     Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The last line on stdout is what fired, as JSON.
+async fn practise(only: &[String]) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    let say = |line: &str| println!("{line}");
+    let report = tokio::select! {
+        report = drill::run(only, &say) => report?,
+        () = signals.received() => {
+            eprintln!("\ntestbed: broken off; stopping what was started");
+            return Ok(ExitCode::from(130));
+        }
+    };
+    println!("{}", report.json()?);
+    Ok(if report.as_expected() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn check_api(contract: &Contract) -> Result<ExitCode> {

@@ -8,14 +8,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use testbed::circle::{Circle, Options};
 use testbed::collector::Collector;
+use testbed::prometheus::{Prometheus, document};
 use testbed::stack::Stack;
 use testbed::stack::home::Home;
 
 use crate::signals::Signals;
 
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// As in containers, see `observability/prometheus.yml`.
+const SCRAPE_EVERY: Duration = Duration::from_secs(5);
 
-pub(crate) async fn run() -> Result<()> {
+/// With `observability`, Prometheus is started beside everything else.
+pub(crate) async fn run(observability: bool) -> Result<()> {
     let home = Home::locate()?;
     let _only = home
         .lock("run", Duration::ZERO)
@@ -27,14 +31,14 @@ pub(crate) async fn run() -> Result<()> {
         up = Stack::up() => up?,
         () = signals.received() => return Ok(()),
     };
-    let outcome = serve(&home, &stack, &mut signals).await;
+    let outcome = serve(&home, &stack, observability, &mut signals).await;
     if started {
         Stack::down().await?;
     }
     outcome
 }
 
-async fn serve(home: &Home, stack: &Stack, signals: &mut Signals) -> Result<()> {
+async fn serve(home: &Home, stack: &Stack, observability: bool, signals: &mut Signals) -> Result<()> {
     std::fs::create_dir_all(home.run()).context("make the folder of the logs")?;
     let collector = Collector::writing(&home.run().join("spans.jsonl")).await?;
     let otlp_endpoint = Some(collector.endpoint().to_owned());
@@ -44,7 +48,13 @@ async fn serve(home: &Home, stack: &Stack, signals: &mut Signals) -> Result<()> 
         circle = Circle::start(stack, &options) => circle?,
         () = signals.received() => return Ok(()),
     };
-    print(stack, &circle);
+    let prometheus = if observability {
+        let rules = document("alerts.yml")?;
+        Some(Prometheus::start(home, &home.run(), &circle, &rules, SCRAPE_EVERY).await?)
+    } else {
+        None
+    };
+    print(stack, &circle, prometheus.as_ref());
     let outcome = tokio::select! {
         outcome = trouble(stack, &circle) => outcome,
         () = signals.received() => Ok(()),
@@ -67,7 +77,7 @@ async fn trouble(stack: &Stack, circle: &Circle) -> Result<()> {
     }
 }
 
-fn print(stack: &Stack, circle: &Circle) {
+fn print(stack: &Stack, circle: &Circle, prometheus: Option<&Prometheus>) {
     println!("\nThe parts");
     for (name, _, address) in stack.parts() {
         println!("  {name:<18} {address}");
@@ -81,6 +91,9 @@ fn print(stack: &Stack, circle: &Circle) {
     println!("  {:<18} {}/simulator/ledger", "PSP's ledger", circle.simulator_url);
     for service in circle.services() {
         println!("  {:<18} {}", service.name(), service.admin_url());
+    }
+    if let Some(prometheus) = prometheus {
+        println!("  {:<18} {} (/targets, /alerts)", "Prometheus", prometheus.url());
     }
     println!("  {:<18} {}", "logs", circle.folder().display());
     println!("  {:<18} {}", "spans", circle.folder().join("spans.jsonl").display());

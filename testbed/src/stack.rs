@@ -108,6 +108,12 @@ impl Stack {
         Ok((Stack::start(&home, major).await?, true))
     }
 
+    /// A stack of parts that are somebody's own, to be crashed. They end as they would without it.
+    pub fn of(postgres: &Postgres, kafka: &Kafka, registry: &Registry) -> Result<Stack> {
+        let state = State::of(Major::asked_for()?, postgres, kafka, registry)?;
+        Ok(Stack { state, folder: PathBuf::new() })
+    }
+
     /// The shared stack if it runs.
     pub async fn running() -> Result<Option<Stack>> {
         Stack::attach(&Home::locate()?).await
@@ -250,13 +256,7 @@ impl Stack {
             Registry::start(home, &parts, &folders[2], Owner::Stack, parts.classes("registry")),
         );
         let (postgres, kafka, registry) = started.context("start the stack")?;
-        let state = State {
-            token: Uuid::now_v7().simple().to_string(),
-            major,
-            postgres: Address { port: postgres.server().port, process: postgres.identity()? },
-            kafka: Address { port: kafka.port(), process: kafka.identity()? },
-            registry: Address { port: registry.port(), process: registry.identity()? },
-        };
+        let state = State::of(major, &postgres, &kafka, &registry)?;
         state.write(&folder.join("state.json"))?;
         unfinished.complete = true;
         say(&format!("ready after {:.1} s", begun.elapsed().as_secs_f64()));
@@ -284,6 +284,16 @@ impl Drop for Unfinished<'_> {
 }
 
 impl State {
+    fn of(major: Major, postgres: &Postgres, kafka: &Kafka, registry: &Registry) -> Result<State> {
+        Ok(State {
+            token: Uuid::now_v7().simple().to_string(),
+            major,
+            postgres: Address { port: postgres.server().port, process: postgres.identity()? },
+            kafka: Address { port: kafka.port(), process: kafka.identity()? },
+            registry: Address { port: registry.port(), process: registry.identity()? },
+        })
+    }
+
     /// Nothing, and anything that is not whole, is no stack.
     fn read(path: &std::path::Path) -> Option<State> {
         serde_json::from_slice(&fs::read(path).ok()?).ok()

@@ -18,8 +18,12 @@ pub struct Backlog {
     pub held: i64,
     /// What the last `verify` found missing on the topic.
     pub missing: i64,
+    /// When that was, in seconds since 1970; 0 if it never was.
+    pub verified_seconds: f64,
     /// Events that a failover has lost.
     pub ghosts: i64,
+    /// Size of the events' tables, with their indexes.
+    pub table_bytes: i64,
 }
 
 /// Counting stops here: a backlog of millions is not counted every few seconds.
@@ -33,7 +37,11 @@ pub async fn backlog(connection: &mut PgConnection, relay: &str) -> Result<Backl
                 (SELECT count(*) FROM outbox.parked k WHERE k.relay = $1 AND k.released_at IS NULL AND k.reason IS NOT NULL) AS parked,
                 (SELECT count(*) FROM outbox.parked k WHERE k.relay = $1 AND k.released_at IS NULL AND k.reason IS NULL) AS held,
                 coalesce((SELECT missing FROM outbox.verifications v WHERE v.relay = $1 ORDER BY id DESC LIMIT 1), 0) AS missing,
-                (SELECT count(*) FROM outbox.ghosts g WHERE g.relay = $1) AS ghosts
+                coalesce((SELECT extract(epoch FROM max(finished_at)) FROM outbox.verifications v WHERE v.relay = $1), 0)::float8
+                    AS verified_seconds,
+                (SELECT count(*) FROM outbox.ghosts g WHERE g.relay = $1) AS ghosts,
+                (SELECT coalesce(sum(pg_total_relation_size(inhrelid)), 0) FROM pg_inherits
+                 WHERE inhparent = 'outbox.events'::regclass)::bigint AS table_bytes
          FROM (SELECT created_at FROM outbox.pending WHERE relay IS NOT DISTINCT FROM $1 OR relay IS NULL LIMIT $2) AS p",
     )
     .bind(relay)
@@ -46,7 +54,9 @@ pub async fn backlog(connection: &mut PgConnection, relay: &str) -> Result<Backl
         parked: row.try_get("parked")?,
         held: row.try_get("held")?,
         missing: row.try_get("missing")?,
+        verified_seconds: row.try_get("verified_seconds")?,
         ghosts: row.try_get("ghosts")?,
+        table_bytes: row.try_get("table_bytes")?,
     })
 }
 

@@ -14,7 +14,6 @@ use std::{
 };
 
 use serde_json::Value;
-use yaml_rust2::{Yaml, YamlLoader};
 
 /// The folder of the workspace.
 fn root() -> PathBuf {
@@ -28,36 +27,7 @@ fn read(path: &str) -> String {
 
 /// A YAML document of the workspace, its anchors and merges resolved.
 fn yaml(path: &str) -> Value {
-    let documents = YamlLoader::load_from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    plain(&documents[0])
-}
-
-/// The same in JSON's terms. Keys of a map win over those that it merges in (`<<`).
-fn plain(yaml: &Yaml) -> Value {
-    match yaml {
-        Yaml::Hash(map) => {
-            let mut object = serde_json::Map::new();
-            for (key, value) in map.iter().map(|(key, value)| (key.as_str().unwrap(), plain(value))) {
-                match value {
-                    Value::Object(merged) if key == "<<" => {
-                        for (key, value) in merged {
-                            object.entry(key).or_insert(value);
-                        }
-                    }
-                    value => {
-                        object.insert(key.to_owned(), value);
-                    }
-                }
-            }
-            Value::Object(object)
-        }
-        Yaml::Array(items) => items.iter().map(plain).collect(),
-        Yaml::String(text) | Yaml::Real(text) => Value::from(text.as_str()),
-        Yaml::Integer(number) => Value::from(*number),
-        Yaml::Boolean(truth) => Value::from(*truth),
-        Yaml::Null => Value::Null,
-        other => panic!("{other:?} is not expected here"),
-    }
+    testbed::yaml::read(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// A container of compose.yaml.
@@ -103,14 +73,6 @@ impl<'a> Service<'a> {
 /// Every text between two marks.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
     text.split(before).skip(1).filter_map(|rest| rest.split_once(after)).map(|(inner, _)| inner).collect()
-}
-
-#[test]
-fn anchors_and_merges_are_resolved() {
-    let text = "a: &a {x: 1, y: &y [p, q]}\nb:\n  z: *y\n  <<: *a\n  x: 2.5\nc: {<<: *a, y: no}\n";
-    let read = plain(&YamlLoader::load_from_str(text).unwrap()[0]);
-    assert_eq!(read["b"], serde_json::json!({"x": "2.5", "y": ["p", "q"], "z": ["p", "q"]}));
-    assert_eq!(read["c"], serde_json::json!({"x": 1, "y": "no"}));
 }
 
 /// Fails with everything that a rule has found.
