@@ -107,8 +107,9 @@ fn problems(kinds: &[Kind]) -> BTreeMap<String, RefOr<Documented>> {
 
 /// What a refusal of this status has beside its body: always, or for some of its kinds (409).
 fn refusal_header(status: &str) -> Option<(&'static str, Header)> {
-    let header =
-        |kind, words| HeaderBuilder::new().schema(Some(Object::with_type(kind))).description(Some(words)).build();
+    let header = |kind, words| {
+        HeaderBuilder::new().schema(Some(Object::with_type(kind))).description(Some(words)).build()
+    };
     match status {
         "401" => Some(("WWW-Authenticate", header(Type::String, "Bearer"))),
         "409" => Some((
