@@ -61,7 +61,7 @@ async fn place(State(pool): State<PgPool>, Json(order): Json<NewOrder>) -> Resul
         };
         append(&mut tx, event).await?;
         tx.commit().await?;
-        sqlx::Result::Ok(id.to_string())
+        Ok::<_, sqlx::Error>(id.to_string())
     })
     .await
     .ok()

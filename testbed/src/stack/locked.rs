@@ -70,7 +70,7 @@ impl Locked {
         let (postgres, kafka, (registry, gate)) = tokio::try_join!(
             postgres(&home, &parts, &folder),
             async {
-                let kafka = Kafka::locked(&home, &parts, &folder.join("kafka"), lock).await?;
+                let kafka = Kafka::locked(&home, &parts, &folder.join("broker"), lock).await?;
                 // Side by side: each of their commands is a JVM that starts.
                 let (users, acls) =
                     (script(&folder, &tools, &kafka, "users"), script(&folder, &tools, &kafka, "acls"));
@@ -80,7 +80,7 @@ impl Locked {
             async {
                 let classes = parts.classes("registry");
                 let registry =
-                    Registry::start(&home, &parts, &folder.join("registry"), Owner::own()?, classes).await?;
+                    Registry::start(&home, &parts, &folder.join("schemas"), Owner::own()?, classes).await?;
                 let base = registry.url();
                 let origin = base.find("/apis").map_or(base.as_str(), |at| &base[..at]);
                 let key =
@@ -252,7 +252,7 @@ async fn postgres(home: &Home, parts: &Parts, folder: &Path) -> Result<Postgres>
         ("ssl_key_file", key.as_str()),
         ("hba_file", hba.as_str()),
     ];
-    let own = folder.join("postgres");
+    let own = folder.join("server");
     let postgres =
         Postgres::start_without_roles(home, parts, Major::asked_for()?, &own, Owner::own()?, &settings)
             .await?;
