@@ -4,7 +4,7 @@
 //! main: parse config -> telemetry -> signals -> run(config, shutdown) -> exit code        (process::main does all but `run`)
 //! ```
 //! [`config`] groups of settings, [`settings`] the command line and `--check-config`, [`telemetry`] JSON logs and the W3C trace context, [`trace`] spans, [`shutdown`] asking and waiting, [`admin`] the port with
-//! `/metrics`, `/livez` and `/readyz`, [`healthcheck`] what asks there, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
+//! `/metrics`, `/livez` and `/readyz`, [`healthcheck`] what asks there, [`needs`] what a process waits for, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
 //! transaction, [`kafka`] client settings, [`group`] writing in groups, [`backoff`] how long to wait before trying again; `failpoints`
 //! where tests end a process.
 
@@ -17,6 +17,7 @@ pub mod group;
 pub mod healthcheck;
 pub mod http;
 pub mod kafka;
+pub mod needs;
 pub mod postgres;
 pub mod process;
 pub mod settings;

@@ -47,10 +47,16 @@ use anyhow::Context as _;
 use chassis::{
     admin, healthcheck,
     http::{self, Limits},
+    needs::{self, Need, Readiness},
     postgres,
     shutdown::Shutdown,
 };
-use schema::{decode::Decoder, registry::Registry};
+use schema::{
+    decode::{Decoder, Event as _},
+    payment_order_requested::PaymentOrderRequestedEvent,
+    registry::Registry,
+    wire::value_subject,
+};
 use sqlx::PgPool;
 use tokio::{net::TcpListener, sync::Notify};
 
@@ -63,6 +69,9 @@ use crate::{
     store::Queue,
     webhooks::{Webhooks, decision::Rules, processing::Processing},
 };
+
+/// A loop comes round within this time, also where a statement takes as long as it may, or waits for what it needs.
+const LOOPS_WITHIN: Duration = Duration::from_secs(90);
 
 /// Does what the command says.
 pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -82,15 +91,19 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let readiness = admin::Readiness::default();
     admin::serve(&config.admin, registry, readiness.clone(), &shutdown).await?;
     let pool = postgres::pool(&config.postgres, "executor")?;
-    if !database_ready(&pool, &shutdown).await {
+    let database = readiness.need("postgresql");
+    if !database_ready(&pool, &database, &shutdown).await {
         return Ok(());
     }
     warn_of_orders_of_others(&pool, &psps).await;
     let listener = webhooks_listener(&config).await?;
     let wake = Arc::new(Notify::new());
-    let decoder = Decoder::new(Arc::new(Registry::new(&config.registry.schema_registry_url)?))?;
+    let registry = Arc::new(Registry::new(&config.registry.schema_registry_url)?);
+    let decoder = Decoder::new(Arc::clone(&registry))?;
+    let schemas = watch_needs(&config, &pool, registry, database, &readiness, &shutdown);
     let parts = (pool.clone(), psps.clone(), metrics.clone());
-    let intake = Intake::new(&config, decoder, parts, Arc::clone(&wake), shutdown.clone())?;
+    let standing = (schemas, readiness.pulse("intake", LOOPS_WITHIN));
+    let intake = Intake::new(&config, decoder, parts, standing, Arc::clone(&wake), shutdown.clone())?;
     let executor = Executor::new(&config, pool.clone(), &psps, metrics.clone(), shutdown.clone());
     let pace = Pace {
         queue: Queue::Queued,
@@ -108,6 +121,37 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.wait().await;
     readiness.set(false);
     Ok(())
+}
+
+/// Watches what is needed from elsewhere. Returns the need for the registry: once it has answered, it is intake that says whether it waits for
+/// it, as schemas that are known need no registry.
+fn watch_needs(
+    config: &Config,
+    pool: &PgPool,
+    registry: Arc<Registry>,
+    database: Need,
+    readiness: &Readiness,
+    shutdown: &Shutdown,
+) -> Need {
+    let pool = pool.clone();
+    let answers = move || {
+        let pool = pool.clone();
+        async move { store::check(&pool).await.map_err(|error| error.to_string()) }
+    };
+    shutdown.spawn("database watched", needs::watch(database, shutdown.clone(), answers));
+    let brokers = readiness.need_behind_the_scenes("kafka");
+    let topics = vec![config.requests_topic.clone()];
+    let watching =
+        needs::watch_brokers(config.kafka.clone(), "executor needs", topics, brokers, shutdown.clone());
+    shutdown.spawn("brokers watched", watching);
+    let schemas = readiness.need_behind_the_scenes("schema registry");
+    let subject = value_subject(&config.requests_topic);
+    let answers = move || {
+        let (registry, subject) = (Arc::clone(&registry), subject.clone());
+        async move { registry.answers(&subject, PaymentOrderRequestedEvent::SCHEMA).await }
+    };
+    shutdown.spawn("registry watched", needs::until_met(schemas.clone(), shutdown.clone(), answers));
+    schemas
 }
 
 /// Opens the port that PSPs send to, if any may. Before any work begins, so that a taken port is found at once.
@@ -173,14 +217,15 @@ async fn warn_of_orders_of_others(pool: &PgPool, psps: &Psps) {
 
 /// Waits until the database answers; false if the end came first. What waiting cannot cure is said, and waited for all the same: an
 /// operator may be about to apply the migrations.
-async fn database_ready(pool: &PgPool, shutdown: &Shutdown) -> bool {
-    let mut backoff = chassis::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+async fn database_ready(pool: &PgPool, need: &Need, shutdown: &Shutdown) -> bool {
+    let mut backoff = chassis::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     while let Err(error) = store::check(pool).await {
-        tracing::warn!(%error, "the database is not ready");
+        need.missing(error.to_string());
         if !shutdown.sleep(backoff.next_delay()).await {
             return false;
         }
     }
+    need.met();
     true
 }
 

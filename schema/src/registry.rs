@@ -130,6 +130,14 @@ impl Registry {
         Ok(registered.id)
     }
 
+    /// Whether the registry answers at all, be it that it does not know this schema; if not, why.
+    pub async fn answers(&self, subject: &str, schema: &str) -> Result<(), String> {
+        match self.id_of(subject, schema).await {
+            Ok(_) | Err(RegistryError::NotFound(_) | RegistryError::Refused(_)) => Ok(()),
+            Err(RegistryError::Unavailable(reason)) => Err(reason),
+        }
+    }
+
     /// Registers `schema` for `subject` under FULL_TRANSITIVE compatibility and returns its id. Doing it again changes nothing. A
     /// registry that cannot answer yet is asked [`REGISTER_TRIES`] times.
     pub async fn register(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
