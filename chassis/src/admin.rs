@@ -1,10 +1,11 @@
-//! The port for operators: `/metrics` (Prometheus text format), `/livez` (the process runs), `/readyz` (it does its work).
+//! The port for operators: `/metrics` (Prometheus text format); `/livez`: the process runs, and its loops turn; `/readyz`: it does all of
+//! its work; `/readyz/requests`: it answers requests, for whoever sends it some. What is missing stands in the answer.
 
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Once,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Once,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,21 +21,7 @@ use tower_http::timeout::TimeoutLayer;
 
 use crate::{config::AdminConfig, shutdown::Shutdown};
 
-/// Whether the process does its work; set by the process, read by `/readyz`.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
-
-impl Readiness {
-    /// Says whether the process does its work now.
-    pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
-    }
-
-    /// What was said last.
-    pub fn ready(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-}
+pub use crate::needs::Readiness;
 
 crate::metrics! {
     struct BuildMetrics {
@@ -94,8 +81,12 @@ pub async fn serve(
         .with_context(|| format!("admin port {} could not be opened", config.admin_listen))?;
     let address = listener.local_addr()?;
     let app = Router::new()
-        .route("/livez", get(async || "alive\n"))
-        .route("/readyz", get(readyz))
+        .route("/livez", get(livez))
+        .route("/readyz", get(async |State(readiness): State<Readiness>| ready(&readiness.waits_for(false))))
+        .route(
+            "/readyz/requests",
+            get(async |State(readiness): State<Readiness>| ready(&readiness.waits_for(true))),
+        )
         .with_state(readiness.clone())
         .route("/metrics", get(scraped).with_state((registry, metrics, readiness)))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, Duration::from_secs(5)));
@@ -110,12 +101,17 @@ pub async fn serve(
     Ok(address)
 }
 
-async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, &'static str) {
-    if readiness.ready() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
-    }
+async fn livez(State(readiness): State<Readiness>) -> (StatusCode, String) {
+    let stuck = readiness.stuck();
+    if stuck.is_empty() { (StatusCode::OK, "alive\n".to_owned()) } else { not(&stuck, "stuck") }
+}
+
+fn ready(waits_for: &[String]) -> (StatusCode, String) {
+    if waits_for.is_empty() { (StatusCode::OK, "ready\n".to_owned()) } else { not(waits_for, "not ready") }
+}
+
+fn not(reasons: &[String], what: &str) -> (StatusCode, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n{}\n", reasons.join("\n")))
 }
 
 async fn scraped(

@@ -143,15 +143,18 @@ impl<W> Writer<'_, W> {
     {
         let writer = self.name;
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+        let mut told = false;
         loop {
             match (self.write)(items.clone()).await {
                 Err(error) if disposition(&error) == Disposition::Wait => {
                     if self.patience == Patience::None {
                         return Err(error);
                     }
-                    let delay = backoff.next_delay();
-                    tracing::warn!(writer, %error, delay_ms = delay.as_millis(), "the database is away; writing again");
-                    tokio::time::sleep(delay).await;
+                    // Said when it begins, and not each time.
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(writer, %error, "the database is away; writing again until it is there");
+                    }
+                    tokio::time::sleep(backoff.next_delay()).await;
                 }
                 Err(error) => {
                     tracing::error!(writer, %error, items = items.len(), "the database refused to write");

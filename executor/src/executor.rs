@@ -150,6 +150,7 @@ impl Executor {
         let mut last_found = Instant::now();
         // After a claim was refused so many orders are claimed one by one, so that one cannot hold up the others.
         let mut singly = 0_usize;
+        let mut waits = false;
         while let Some(free) = self.free(&slots).await {
             while let Some(ended) = tasks.try_join_next() {
                 log_panic(ended);
@@ -160,11 +161,12 @@ impl Executor {
                 Ok(found) => found,
                 Err(refused) => {
                     lane.found_nothing();
-                    singly = self.refused(refused, pace.queue, singly, &mut backoff).await;
+                    singly = self.refused(refused, pace.queue, singly, (&mut backoff, &mut waits)).await;
                     continue;
                 }
             };
             backoff.reset();
+            waits = false;
             singly = if found.is_empty() { 0 } else { singly.saturating_sub(1) };
             // Orders that end without a call, expired ones for instance, say nothing about the PSP.
             if found.iter().all(|claimed| claimed.turn.started().is_none()) {
@@ -244,7 +246,7 @@ impl Executor {
         Refused { error, alone }: Refused,
         queue: Queue,
         singly: usize,
-        backoff: &mut Backoff,
+        (backoff, waits): (&mut Backoff, &mut bool),
     ) -> usize {
         let culprit = disposition(&error) == Disposition::Culprit;
         if culprit && alone.is_none() && singly == 0 {
@@ -262,7 +264,10 @@ impl Executor {
             }
         }
         let delay = backoff.next_delay();
-        tracing::warn!(%error, ?queue, delay_ms = delay.as_millis(), "orders could not be claimed");
+        // Said when it begins, and not each time.
+        if !std::mem::replace(waits, true) {
+            tracing::warn!(%error, ?queue, "orders cannot be claimed; trying again");
+        }
         self.shutdown.sleep(delay).await;
         singly
     }

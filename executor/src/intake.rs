@@ -19,6 +19,7 @@ use anyhow::Context as _;
 use chassis::{
     backoff::Backoff,
     kafka::{self, ConsumerMetrics},
+    needs::{Need, Pulse},
     postgres::{Disposition, disposition, transaction},
     shutdown::Shutdown,
     telemetry::TraceContext,
@@ -64,6 +65,8 @@ pub struct Intake {
     metrics: Metrics,
     wake: Arc<Notify>,
     shutdown: Shutdown,
+    schemas: Need,
+    pulse: Pulse,
     /// For those who read spans.
     consumer_group: String,
     /// Records that came while a batch was held.
@@ -84,6 +87,7 @@ impl Intake {
         config: &Config,
         decoder: Decoder<PaymentOrderRequestedEvent>,
         (pool, psps, metrics): (PgPool, Psps, Metrics),
+        (schemas, pulse): (Need, Pulse),
         wake: Arc<Notify>,
         shutdown: Shutdown,
     ) -> anyhow::Result<Self> {
@@ -122,6 +126,8 @@ impl Intake {
             metrics,
             wake,
             shutdown,
+            schemas,
+            pulse,
             consumer_group,
             ahead,
             done,
@@ -154,7 +160,8 @@ impl Intake {
         let mut batch = std::mem::take(&mut self.ahead);
         let began = trace::exporting().then(SystemTime::now);
         while batch.is_empty() {
-            let commit_due = if self.done.is_empty() { Duration::from_hours(1) } else { COMMIT_EVERY };
+            self.pulse.beat();
+            let commit_due = if self.done.is_empty() { Duration::from_secs(1) } else { COMMIT_EVERY };
             tokio::select! {
                 () = self.shutdown.wait() => return None,
                 received = self.consumer.recv() => match received {
@@ -370,8 +377,14 @@ impl Intake {
     /// Waits before another try, with the partitions paused, and goes on polling meanwhile; None at the end.
     async fn hold(&mut self, on: &str, why: &str, backoff: &mut Backoff) -> Option<()> {
         let delay = backoff.next_delay();
-        self.metrics.waiting.with_label_values(&[on]).set(1);
-        tracing::warn!(on, why, delay_ms = delay.as_millis(), "intake waits");
+        let waiting = self.metrics.waiting.with_label_values(&[on]);
+        if on == "registry" {
+            self.schemas.missing(why);
+        } else if waiting.get() == 0 {
+            tracing::warn!(on, why, "intake waits");
+        }
+        waiting.set(1);
+        self.pulse.beat();
         let until = tokio::time::Instant::now() + delay;
         self.pause();
         loop {
@@ -401,6 +414,9 @@ impl Intake {
             return;
         }
         waiting.set(0);
+        if on == "registry" {
+            self.schemas.met();
+        }
         if let Err(error) = self.consumer.assignment().and_then(|owned| self.consumer.resume(&owned)) {
             tracing::debug!(%error, "resume");
         }

@@ -47,6 +47,7 @@ use anyhow::Context as _;
 use chassis::{
     admin, healthcheck,
     http::{self, Limits},
+    needs::{self, Need, Readiness},
     postgres,
     shutdown::Shutdown,
 };
@@ -63,6 +64,9 @@ use crate::{
     store::Queue,
     webhooks::{Webhooks, decision::Rules, processing::Processing},
 };
+
+/// A loop comes round within this time, also where a statement takes as long as it may, or waits for what it needs.
+const LOOPS_WITHIN: Duration = Duration::from_secs(90);
 
 /// Does what the command says.
 pub async fn execute(command: Command, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -84,19 +88,23 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     chassis::kafka::watch(&config.kafka, &shutdown)?;
     let pool = postgres::pool(&config.postgres, "executor")?;
     postgres::watch_pool(&registry, &pool, "executor")?;
-    if !database_ready(&pool, &shutdown).await {
+    let database = readiness.need("postgresql");
+    if !database_ready(&pool, &database, &shutdown).await {
         return Ok(());
     }
     warn_of_orders_of_others(&pool, &psps).await;
     let listener = webhooks_listener(&config).await?;
     let wake = Arc::new(Notify::new());
-    let decoder = Decoder::new(Arc::new(Registry::with(
+    let schemas = Arc::new(Registry::with(
         &config.registry.schema_registry_url,
         config.registry.credentials()?,
         config.registry.schema_registry_ca.as_deref(),
-    )?))?;
+    )?);
+    let decoder = Decoder::new(Arc::clone(&schemas))?;
+    let schemas = watch_needs(&config, &pool, schemas, database, &readiness, &shutdown);
     let parts = (pool.clone(), psps.clone(), metrics.clone());
-    let intake = Intake::new(&config, decoder, parts, Arc::clone(&wake), shutdown.clone())?;
+    let standing = (schemas, readiness.pulse("intake", LOOPS_WITHIN));
+    let intake = Intake::new(&config, decoder, parts, standing, Arc::clone(&wake), shutdown.clone())?;
     let executor = Executor::new(&config, pool.clone(), &psps, metrics.clone(), shutdown.clone());
     let pace = Pace {
         queue: Queue::Queued,
@@ -114,6 +122,36 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     shutdown.wait().await;
     readiness.set(false);
     Ok(())
+}
+
+/// Watches what is needed from elsewhere. Returns the need for the registry: once it has answered, it is intake that says whether it waits for
+/// it, as schemas that are known need no registry.
+fn watch_needs(
+    config: &Config,
+    pool: &PgPool,
+    registry: Arc<Registry>,
+    database: Need,
+    readiness: &Readiness,
+    shutdown: &Shutdown,
+) -> Need {
+    let pool = pool.clone();
+    let answers = move || {
+        let pool = pool.clone();
+        async move { store::check(&pool).await.map_err(|error| error.to_string()) }
+    };
+    shutdown.spawn("database watched", needs::watch(database, shutdown.clone(), answers));
+    let brokers = readiness.need_behind_the_scenes("kafka");
+    let topics = vec![config.requests_topic.clone()];
+    let watching =
+        needs::watch_brokers(config.kafka.clone(), "executor needs", topics, brokers, shutdown.clone());
+    shutdown.spawn("brokers watched", watching);
+    let schemas = readiness.need_behind_the_scenes("schema registry");
+    let answers = move || {
+        let registry = Arc::clone(&registry);
+        async move { registry.answers().await.map_err(|error| error.to_string()) }
+    };
+    shutdown.spawn("registry watched", needs::until_met(schemas.clone(), shutdown.clone(), answers));
+    schemas
 }
 
 /// Opens the port that PSPs send to, if any may. Before any work begins, so that a taken port is found at once.
@@ -179,14 +217,15 @@ async fn warn_of_orders_of_others(pool: &PgPool, psps: &Psps) {
 
 /// Waits until the database answers; false if the end came first. What waiting cannot cure is said, and waited for all the same: an
 /// operator may be about to apply the migrations.
-async fn database_ready(pool: &PgPool, shutdown: &Shutdown) -> bool {
-    let mut backoff = chassis::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+async fn database_ready(pool: &PgPool, need: &Need, shutdown: &Shutdown) -> bool {
+    let mut backoff = chassis::backoff::Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     while let Err(error) = store::check(pool).await {
-        tracing::warn!(error = postgres::explain(&error), "the database is not ready");
+        need.missing(postgres::explain(&error));
         if !shutdown.sleep(backoff.next_delay()).await {
             return false;
         }
     }
+    need.met();
     true
 }
 

@@ -17,7 +17,7 @@ struct Arguments {
     #[command(flatten)]
     telemetry: TelemetryConfig,
     #[command(flatten)]
-    check: CheckConfig,
+    _check: CheckConfig,
     #[command(subcommand)]
     command: Command,
 }

@@ -14,10 +14,7 @@ use chassis::{
     telemetry::TraceContext,
     trace::{self, Span, Step},
 };
-use schema::{
-    registry::RegistryError,
-    wire::{begin_frame, value_subject},
-};
+use schema::wire::begin_frame;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
@@ -304,9 +301,9 @@ impl Dispatcher {
             return Ok(None);
         };
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let subject = value_subject(&event.topic);
+        let mut tries = 0_u64;
         loop {
-            let error = match self.schema_id(event_type, &subject, &event.schema_text).await {
+            let error = match self.relay.schema_id(event_type, &event.schema_text, &event.topic).await {
                 Ok(schema_id) => {
                     let kind = Arc::new(self.publisher.kind(event_type, &event.topic, schema_id));
                     self.kinds.insert(event_type, Arc::clone(&kind));
@@ -314,35 +311,21 @@ impl Dispatcher {
                 }
                 Err(error) => error,
             };
-            let hint = match error {
-                RegistryError::NotFound(_) => "`outbox-relay setup` registers the schemas of the catalogue",
-                RegistryError::Unavailable(_) | RegistryError::Refused(_) => {
-                    "publication waits for the registry"
-                }
-            };
-            tracing::warn!(event_type, subject, %error, hint, "no schema id yet");
+            // Said once; then `/readyz` says it, or the metric.
+            if tries == 0 {
+                tracing::warn!(
+                    event_type,
+                    why = crate::hint(&error),
+                    "no schema id yet: publication waits for the registry"
+                );
+            }
+            tries += 1;
             self.relay.metrics.failures.with_label_values(&["registry"]).inc();
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_delay()) => {}
                 () = self.stop.abandon.cancelled() => return Err(Halt::Stopped),
             }
         }
-    }
-
-    /// The registry is asked once in the life of the process: ids do not change.
-    async fn schema_id(
-        &self,
-        event_type: &'static str,
-        subject: &str,
-        text: &str,
-    ) -> Result<u32, RegistryError> {
-        let mut known = self.relay.schema_ids.lock().await;
-        if let Some(id) = known.get(event_type) {
-            return Ok(*id);
-        }
-        let id = self.relay.registry.id_of(subject, text).await?;
-        known.insert(event_type, id);
-        Ok(id)
     }
 }
 

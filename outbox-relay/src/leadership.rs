@@ -104,12 +104,13 @@ impl LeaderLock {
     }
 }
 
-/// Stands by until this process leads. None if shutdown was asked for first.
+/// Stands by until this process leads. None if shutdown was asked for first. `stands` is told, again and again, that the session to stand by
+/// or to lead in is there, or why it is not.
 pub async fn acquire(
     url: &SecretString,
     relay: &str,
     shutdown: &Shutdown,
-    standing_by: impl Fn(bool) + Send + 'static,
+    stands: impl Fn(Result<(), &anyhow::Error>) + Send + 'static,
 ) -> anyhow::Result<Option<LeaderLock>> {
     let (acquired, mut acquisition) = oneshot::channel();
     let (lost, release) = (CancellationToken::new(), CancellationToken::new());
@@ -122,8 +123,9 @@ pub async fn acquire(
         let (url, relay, lost, release, proof) =
             (url.clone(), relay.to_owned(), lost.clone(), release.clone(), Arc::clone(&proof));
         std::thread::Builder::new().name("leader-lock".to_owned()).spawn(move || {
-            let held = hold(&url, &relay, &release, &proof, acquired, standing_by);
+            let held = hold(&url, &relay, &release, &proof, acquired, &stands);
             if let Err(error) = runtime.block_on(held) {
+                stands(Err(&error));
                 tracing::warn!(relay, error = format!("{error:#}"), "leader lock lost");
             }
             lost.cancel();
@@ -150,22 +152,22 @@ async fn hold(
     release: &CancellationToken,
     proof: &Proof,
     acquired: oneshot::Sender<()>,
-    standing_by: impl Fn(bool),
+    stands: &impl Fn(Result<(), &anyhow::Error>),
 ) -> anyhow::Result<()> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let (mut connection, key, session) = loop {
         tokio::select! {
-            attempt = take(url, relay, proof, &standing_by) => match attempt {
+            attempt = take(url, relay, proof, stands) => match attempt {
                 Ok(taken) => break taken,
                 Err(error) => {
-                    standing_by(false);
-                    tracing::warn!(relay, error = format!("{error:#}"), "cannot stand by for the leader lock; trying again");
+                    stands(Err(&error));
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             },
             () = release.cancelled() => return Ok(()),
         }
     };
+    stands(Ok(()));
     if acquired.send(()).is_err() {
         return Ok(());
     }
@@ -182,7 +184,7 @@ async fn hold(
             .await
             .context("the ping was not answered")??
         {
-            Some(pid) if pid == session => {}
+            Some(pid) if pid == session => stands(Ok(())),
             Some(pid) => {
                 bail!("the session moved from server process {session} to {pid}: is a pooler in between?")
             }
@@ -197,9 +199,9 @@ async fn take(
     url: &SecretString,
     relay: &str,
     proof: &Proof,
-    standing_by: &impl Fn(bool),
+    stands: &impl Fn(Result<(), &anyhow::Error>),
 ) -> anyhow::Result<(PgConnection, i64, i32)> {
-    let (mut connection, key) = stand_by(url, relay, standing_by).await?;
+    let (mut connection, key) = stand_by(url, relay, stands).await?;
     let session =
         prove(&mut connection, key, proof).await?.context("the lock just taken is not in pg_locks")?;
     Ok((connection, key, session))
@@ -209,7 +211,7 @@ async fn take(
 async fn stand_by(
     url: &SecretString,
     relay: &str,
-    standing_by: &impl Fn(bool),
+    stands: &impl Fn(Result<(), &anyhow::Error>),
 ) -> anyhow::Result<(PgConnection, i64)> {
     let mut connection = postgres::connect(url, "outbox-relay lock").await?;
     refuse_pooler(&mut connection).await?;
@@ -221,7 +223,7 @@ async fn stand_by(
     let key = store::lock_key(&mut connection, relay).await?;
     store::limit_idle_session(&mut connection, SESSION_IDLE_MAX.as_secs()).await?;
     while !store::try_lock(&mut connection, key).await? {
-        standing_by(true);
+        stands(Ok(()));
         tokio::time::sleep(TRY_EVERY).await;
     }
     Ok((connection, key))

@@ -43,13 +43,22 @@ pub mod window;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use chassis::{admin, backoff::Backoff, postgres, shutdown::Shutdown};
+use chassis::{
+    admin,
+    backoff::Backoff,
+    needs::{self, Need, Readiness},
+    postgres,
+    shutdown::Shutdown,
+};
+use schema::{registry::RegistryError, wire::value_subject};
 use sqlx::PgConnection;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{catalogue::Catalogue, config::RunConfig, encode::Encoder, metrics::Metrics, store::SaveError};
 
+/// The leader lock is tried for, or proven to be held, within this time, also where a statement takes as long as it may.
+const LOCK_WITHIN: Duration = Duration::from_mins(1);
 /// How often the leader measures its backlog.
 const SAMPLE_EVERY: Duration = Duration::from_secs(15);
 
@@ -64,6 +73,8 @@ struct Relay {
     /// Schema ids by event type, once known. They do not change.
     schema_ids: Mutex<std::collections::HashMap<&'static str, u32>>,
     metrics: Metrics,
+    /// Missing while this outbox is halted.
+    decision: Need,
 }
 
 /// Runs a relay until shutdown: stands by, leads, and stands by again when a term ends with an error.
@@ -72,8 +83,11 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     // Leaked: encoders hold the parsed schemas, and both live as long as the process.
     let catalogue: &'static Catalogue = Box::leak(Box::new(Catalogue::read(&config.catalogue.events)?));
     let prometheus = admin::new_metrics_registry(env!("CARGO_PKG_VERSION"))?;
-    let readiness = admin::Readiness::default();
+    let readiness = Readiness::default();
+    let decision = readiness.need("an operator's decision");
+    decision.met();
     let relay = Arc::new(Relay {
+        decision,
         encoder: Encoder::new(catalogue)?,
         registry: schema::registry::Registry::with(
             &config.registry.schema_registry_url,
@@ -89,19 +103,28 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     admin::serve(&relay.config.admin, prometheus, readiness.clone(), &shutdown).await?;
     chassis::kafka::watch(&relay.config.kafka, &shutdown)?;
     shutdown.spawn("registry", ask_the_registry(Arc::clone(&relay), shutdown.clone()));
+    let database = readiness.need("postgresql");
+    watch_needs(&relay, &readiness, &shutdown);
+    let pulse = readiness.pulse("the leader lock", LOCK_WITHIN);
+    readiness.set(true);
+    let mut told = None;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     while !shutdown.requested() {
-        let standing_by = readiness.clone();
+        let (need, pulse) = (database.clone(), pulse.clone());
         let url = &relay.config.postgres.database_url;
-        let Some(lock) =
-            leadership::acquire(url, &relay.config.name, &shutdown, move |ready| standing_by.set(ready))
-                .await?
+        let Some(lock) = leadership::acquire(url, &relay.config.name, &shutdown, move |stands| {
+            pulse.beat();
+            match stands {
+                Ok(()) => need.met(),
+                Err(error) => need.missing(format!("{error:#}")),
+            }
+        })
+        .await?
         else {
             break;
         };
         relay.metrics.leader_transitions.inc();
         relay.metrics.leader.set(1);
-        readiness.set(true);
         tracing::info!(relay = relay.config.name, leader_token = %lock.token, "leading");
         failpoint("R1");
         let leading = CancellationToken::new();
@@ -122,23 +145,33 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
                     "progress saved and leadership given up"
                 );
                 backoff.reset();
+                told = None;
             }
             Err(ended) => {
                 relay.metrics.failures.with_label_values(&[ended.reason]).inc();
                 relay.metrics.halted.set(i64::from(ended.reason == "halted"));
+                if ended.reason == "halted" {
+                    relay.decision.missing(format!("{:#}", ended.error));
+                }
                 if matches!(ended.error.downcast_ref(), Some(SaveError::Fenced(_))) {
                     relay.metrics.fenced.inc();
                     return Err(ended.error.context("another leader took over while this one slept"));
                 }
                 let delay = backoff.next_delay();
                 let error = format!("{:#}", ended.error);
-                tracing::error!(
-                    relay = relay.config.name,
-                    reason = ended.reason,
-                    error,
-                    ?delay,
-                    "the term of leadership ended"
-                );
+                let (relay, reason) = (&relay.config.name, ended.reason);
+                // Said when it begins, and not each time that it is tried again.
+                if told.replace(reason) == Some(reason) && ended.published == 0 {
+                    tracing::debug!(
+                        relay,
+                        reason,
+                        error,
+                        ?delay,
+                        "the term of leadership ended, for the same reason"
+                    );
+                } else {
+                    tracing::error!(relay, reason, error, ?delay, "the term of leadership ended");
+                }
                 if ended.published > 0 {
                     backoff.reset();
                 }
@@ -146,7 +179,59 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
             }
         }
     }
+    readiness.set(false);
     Ok(())
+}
+
+impl Relay {
+    /// The registry is asked once in the life of the process: ids do not change.
+    async fn schema_id(
+        &self,
+        event_type: &'static str,
+        text: &str,
+        topic: &str,
+    ) -> Result<u32, RegistryError> {
+        let mut known = self.schema_ids.lock().await;
+        if let Some(id) = known.get(event_type) {
+            return Ok(*id);
+        }
+        let id = self.registry.id_of(&value_subject(topic), text).await?;
+        known.insert(event_type, id);
+        Ok(id)
+    }
+}
+
+/// Watches what is needed beside the database, whether this process leads or not.
+fn watch_needs(relay: &Arc<Relay>, readiness: &Readiness, shutdown: &Shutdown) {
+    let (kafka, topics) = (relay.config.kafka.clone(), relay.catalogue.published_topics());
+    let brokers = readiness.need("kafka");
+    let watching = needs::watch_brokers(kafka, "outbox-relay needs", topics, brokers, shutdown.clone());
+    shutdown.spawn("brokers watched", watching);
+    let learning = learn_schema_ids(Arc::clone(relay), readiness.need("schema registry"), shutdown.clone());
+    shutdown.spawn("schema ids", learning);
+}
+
+/// Learns the schema ids of all that could come. With them, the registry is not needed any more.
+async fn learn_schema_ids(relay: Arc<Relay>, need: Need, shutdown: Shutdown) -> anyhow::Result<()> {
+    let ask = || async {
+        for (event_type, event) in &relay.catalogue.events {
+            relay
+                .schema_id(event_type, &event.schema_text, &event.topic)
+                .await
+                .map_err(|error| hint(&error))?;
+        }
+        Ok(())
+    };
+    needs::until_met(need, shutdown, ask).await
+}
+
+fn hint(error: &RegistryError) -> String {
+    match error {
+        RegistryError::NotFound(_) => {
+            format!("{error}; `outbox-relay setup` registers the schemas of the catalogue")
+        }
+        RegistryError::Unavailable(_) | RegistryError::Refused(_) => error.to_string(),
+    }
 }
 
 /// Measures the backlog while this process leads. Only the leader does, so that sums over processes are right.

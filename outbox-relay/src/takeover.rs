@@ -63,6 +63,8 @@ pub(crate) async fn fence(relay: &Arc<Relay>, lock: &LeaderLock) -> anyhow::Resu
     if let Some(reason) = must_halt(&mut saving, name, saved.as_ref(), &server).await? {
         return Err(Halted(reason).into());
     }
+    relay.metrics.halted.set(0);
+    relay.decision.met();
     let (seq, cursor, before) = match saved {
         Some(SavedCursor { seq, cursor, offsets, .. }) => (seq, cursor, Some(offsets)),
         None => (0, Cursor::start(), None),
@@ -160,6 +162,7 @@ async fn with_brokers(
     let topics = relay.catalogue.published_topics();
     let config = &relay.config;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut told = false;
     loop {
         let asked = async {
             tokio::try_join!(
@@ -174,7 +177,11 @@ async fn with_brokers(
                     relay.metrics.failures.with_label_values(&["kafka"]).inc();
                     let refused = error.downcast_ref().map(chassis::kafka::explain);
                     let error = refused.unwrap_or_else(|| format!("{error:#}"));
-                    tracing::warn!(error, "the tail of the topics cannot be read yet; publication waits for the brokers");
+                    if std::mem::replace(&mut told, true) {
+                        tracing::debug!(error, "the tail of the topics still cannot be read");
+                    } else {
+                        tracing::warn!(error, "the tail of the topics cannot be read yet; publication waits for the brokers");
+                    }
                 }
             },
             () = stop.finish.cancelled() => return Ok(None),

@@ -8,6 +8,7 @@
 //! the batch is kept, the partitions are paused, and polling goes on so that the group keeps this member.
 
 use std::{
+    cell::RefCell,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -15,6 +16,7 @@ use std::{
 use anyhow::Context as _;
 use chassis::{
     backoff::Backoff,
+    needs::Need,
     postgres::{Disposition, disposition},
     shutdown::Shutdown,
     telemetry::TraceContext,
@@ -55,7 +57,10 @@ pub struct PspResultUpdateConsumer {
     decoder: Arc<Decoder<PspResultUpdateEvent>>,
     service: ProcessPaymentService,
     metrics: Arc<Metrics>,
-    heartbeat: Arc<Heartbeat>,
+    heartbeat: Heartbeat,
+    schemas: Need,
+    /// What the client complained of last, until a record came.
+    trouble: RefCell<Option<KafkaError>>,
     shutdown: Shutdown,
 }
 
@@ -85,7 +90,7 @@ impl PspResultUpdateConsumer {
         config: &Config,
         decoder: Arc<Decoder<PspResultUpdateEvent>>,
         service: ProcessPaymentService,
-        (metrics, heartbeat): (Arc<Metrics>, Arc<Heartbeat>),
+        (metrics, heartbeat, schemas): (Arc<Metrics>, Heartbeat, Need),
         shutdown: Shutdown,
     ) -> anyhow::Result<Self> {
         let mut client = chassis::kafka::client(&config.kafka, "payment-service");
@@ -126,6 +131,8 @@ impl PspResultUpdateConsumer {
             service,
             metrics,
             heartbeat,
+            schemas,
+            trouble: RefCell::new(None),
             shutdown,
         })
     }
@@ -188,6 +195,7 @@ impl PspResultUpdateConsumer {
         match polled {
             None => Ok(None),
             Some(Ok(message)) => {
+                self.trouble.replace(None);
                 let record = Arc::new(RawRecord::copy(&self.topic, &message));
                 // No term: the client held a record of a partition that has just been revoked.
                 Ok(self.assignment().term(record.partition).map(|term| Held { record, term }))
@@ -210,7 +218,15 @@ impl PspResultUpdateConsumer {
             }
             error => {
                 self.metrics.consumer.errors.inc();
-                tracing::warn!(error = chassis::kafka::explain(&error), topic = &*self.topic, "poll");
+                // The client goes on by itself, and reports the same trouble many times a second while brokers are away: said once.
+                if self.trouble.borrow().as_ref() != Some(&error) {
+                    tracing::warn!(
+                        error = chassis::kafka::explain(&error),
+                        topic = &*self.topic,
+                        "the topic cannot be read"
+                    );
+                    self.trouble.replace(Some(error));
+                }
                 Ok(())
             }
         }
@@ -268,17 +284,21 @@ impl PspResultUpdateConsumer {
     }
 
     fn report_wait(&self, wait: &Wait) {
+        // Said when it begins, and not each time.
+        let told = self.metrics.waiting.get() == 1;
         self.metrics.waiting.set(1);
         match wait {
             Wait::Registry(reason) => {
                 self.metrics.waits.with_label_values(&["registry"]).inc();
-                tracing::warn!(reason, "a batch waits for the schema registry");
+                self.schemas.missing(reason);
             }
             Wait::Database(error) => {
                 self.metrics.waits.with_label_values(&["database"]).inc();
                 if disposition(error) == Disposition::Wait {
-                    tracing::warn!(error = %error, "a batch waits for the database");
-                } else {
+                    if !told {
+                        tracing::warn!(error = %error, "a batch waits for the database");
+                    }
+                } else if !told {
                     tracing::error!(error = %error, "the database refuses to work with this service: somebody must look");
                 }
             }
@@ -299,6 +319,7 @@ impl PspResultUpdateConsumer {
 
     fn release(&self) -> anyhow::Result<()> {
         self.metrics.waiting.set(0);
+        self.schemas.met();
         self.assignment().hold(false);
         self.consumer.resume(&self.consumer.assignment()?).context("resume")?;
         tracing::info!("the batch is applied: reading on");

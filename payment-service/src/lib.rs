@@ -70,6 +70,7 @@ use chassis::{
     admin::Readiness,
     config::PostgresConfig,
     http::{self, Limits},
+    needs::{self, Need},
     shutdown::Shutdown,
 };
 use schema::{decode::Decoder, registry::Registry};
@@ -86,7 +87,6 @@ use crate::{
     processing::ProcessPaymentService,
     quarantine::Housekeeping,
     tokens::Tokens,
-    watchdog::Heartbeat,
 };
 
 /// Connections of the consumer, of the housekeeping and of the copying, beside those of the API.
@@ -149,34 +149,69 @@ pub async fn start(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Addre
         config.registry.credentials()?,
         config.registry.schema_registry_ca.as_deref(),
     )?);
-    let decoder = Arc::new(Decoder::new(registry)?);
+    let decoder = Arc::new(Decoder::new(Arc::clone(&registry))?);
     // Connections of their own: a flood of requests must not keep results waiting.
     let postgres = PostgresConfig { database_pool_size: RESULTS_POOL_SIZE, ..config.postgres.clone() };
     let results_pool = chassis::postgres::pool(&postgres, "payment-service results")?;
     chassis::postgres::watch_pool(&metrics_registry, &results_pool, "results")?;
     let service =
         ProcessPaymentService::new(results_pool.clone(), Arc::clone(&metrics), &config.consumer_group);
-    let heartbeat = Heartbeat::new();
+    let heartbeat = readiness.pulse("consumer", watchdog::STALLED_AFTER);
+    let schemas = readiness.need_behind_the_scenes("schema registry");
     let consumer = PspResultUpdateConsumer::new(
         config,
         Arc::clone(&decoder),
         service.clone(),
-        (Arc::clone(&metrics), Arc::clone(&heartbeat)),
+        (Arc::clone(&metrics), heartbeat.clone(), schemas.clone()),
         shutdown.clone(),
     )?;
     let watching =
-        watchdog::watch(Arc::clone(&heartbeat), Arc::clone(&metrics), watchdog::DEAD_AFTER, shutdown.clone());
+        watchdog::watch(heartbeat.clone(), Arc::clone(&metrics), watchdog::DEAD_AFTER, shutdown.clone());
     shutdown.spawn("watchdog", watching);
     shutdown.spawn("consumer", async move { tokio::task::spawn_blocking(move || consumer.run()).await? });
     let dead_letters =
         DeadLetters::new(&config.kafka, config.dlq_topic(), results_pool.clone(), Arc::clone(&metrics))?;
     shutdown.spawn("dead letters", dead_letters.run(shutdown.clone()));
+    watch_needs(config, registry, schemas, &readiness, shutdown);
     let every = config.orphan_retry.into();
+    let (database, consuming) = (readiness.need("postgresql"), readiness.need_behind_the_scenes("consumer"));
     let housekeeping =
-        Housekeeping { pool: results_pool, decoder, service, metrics, readiness, heartbeat, every };
+        Housekeeping { pool: results_pool, decoder, service, metrics, database, consuming, heartbeat, every };
     shutdown.spawn("housekeeping", housekeeping.run(shutdown.clone()));
+    readiness.set(true);
+    let stopping = shutdown.clone();
+    tokio::spawn(async move {
+        stopping.wait().await;
+        readiness.set(false);
+    });
     tracing::info!(api = %addresses.api, admin = %addresses.admin, "payment service started");
     Ok(addresses)
+}
+
+/// Watches the brokers, and the registry until it has answered: after that it is the consumer that says whether it waits for it, as schemas
+/// that are known need no registry. Neither is needed to answer requests.
+fn watch_needs(
+    config: &Config,
+    registry: Arc<Registry>,
+    schemas: Need,
+    readiness: &Readiness,
+    shutdown: &Shutdown,
+) {
+    let brokers = readiness.need_behind_the_scenes("kafka");
+    let topics = vec![config.results_topic.clone()];
+    let watching = needs::watch_brokers(
+        config.kafka.clone(),
+        "payment-service needs",
+        topics,
+        brokers,
+        shutdown.clone(),
+    );
+    shutdown.spawn("brokers watched", watching);
+    let answers = move || {
+        let registry = Arc::clone(&registry);
+        async move { registry.answers().await.map_err(|error| error.to_string()) }
+    };
+    shutdown.spawn("registry watched", needs::until_met(schemas, shutdown.clone(), answers));
 }
 
 /// Creates or upgrades the schema and grants privileges.

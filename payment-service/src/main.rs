@@ -16,7 +16,7 @@ struct Cli {
     #[command(flatten)]
     telemetry: chassis::config::TelemetryConfig,
     #[command(flatten)]
-    check: CheckConfig,
+    _check: CheckConfig,
     #[command(subcommand)]
     command: Command,
 }

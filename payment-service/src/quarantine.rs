@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chassis::{admin::Readiness, shutdown::Shutdown};
+use chassis::{needs::Need, shutdown::Shutdown};
 use schema::{decode::Decoder, psp_result_update::PspResultUpdateEvent};
 use sqlx::PgPool;
 use tokio::time::Instant;
@@ -32,8 +32,9 @@ pub(crate) struct Housekeeping {
     pub(crate) decoder: Arc<Decoder<PspResultUpdateEvent>>,
     pub(crate) service: ProcessPaymentService,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) readiness: Readiness,
-    pub(crate) heartbeat: Arc<Heartbeat>,
+    pub(crate) database: Need,
+    pub(crate) consuming: Need,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) every: Duration,
 }
 
@@ -45,18 +46,25 @@ impl Housekeeping {
         while shutdown.sleep(wait).await {
             let look = Instant::now() >= next_look;
             let result = self.once(look, &shutdown).await;
-            self.readiness.set(result.is_ok() && self.heartbeat.age() < STALLED_AFTER);
+            let age = self.heartbeat.age();
+            if age < STALLED_AFTER {
+                self.consuming.met();
+            } else {
+                self.consuming.missing(format!("the consumer has not come round for {} s", age.as_secs()));
+            }
             if look && result.is_ok() {
                 next_look = Instant::now() + self.every;
             }
-            if let Err(error) = result {
-                let refused = error.downcast_ref().map(chassis::postgres::explain);
-                let error = refused.unwrap_or_else(|| format!("{error:#}"));
-                tracing::warn!(error, "the quarantine could not be looked after");
+            match result {
+                Ok(()) => self.database.met(),
+                Err(error) => {
+                    let refused = error.downcast_ref().map(chassis::postgres::explain);
+                    let error = refused.unwrap_or_else(|| format!("{error:#}"));
+                    self.database.missing(format!("the quarantine could not be looked after: {error}"));
+                }
             }
             wait = self.every.min(LOOK_EVERY);
         }
-        self.readiness.set(false);
         Ok(())
     }
 

@@ -3,16 +3,10 @@
 //!
 //! A consumer that waits, for the database, the registry or the brokers, does come round: that is `consumer_waiting`.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::bail;
-use chassis::shutdown::Shutdown;
+use chassis::{needs::Pulse, shutdown::Shutdown};
 
 use crate::metrics::Metrics;
 
@@ -22,32 +16,11 @@ pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(45);
 pub(crate) const DEAD_AFTER: Duration = Duration::from_secs(75);
 
 /// The consumer's last sign of life.
-#[derive(Debug)]
-pub(crate) struct Heartbeat {
-    began: Instant,
-    last_ms: AtomicU64,
-}
-
-impl Heartbeat {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { began: Instant::now(), last_ms: AtomicU64::new(0) })
-    }
-
-    /// A sign of life.
-    pub(crate) fn beat(&self) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Ordering::Release);
-    }
-
-    /// How long ago the last one was.
-    pub(crate) fn age(&self) -> Duration {
-        self.began.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Acquire)))
-    }
-}
+pub(crate) type Heartbeat = Pulse;
 
 /// Watches until asked to stop. An error once there was no sign of life for `dead_after`.
 pub(crate) async fn watch(
-    heartbeat: Arc<Heartbeat>,
+    heartbeat: Heartbeat,
     metrics: Arc<Metrics>,
     dead_after: Duration,
     shutdown: Shutdown,
@@ -68,8 +41,9 @@ mod tests {
 
     async fn watched(dead_after: Duration, alive: bool) -> anyhow::Result<()> {
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-        let (heartbeat, shutdown) = (Heartbeat::new(), Shutdown::new());
-        let watching = tokio::spawn(watch(Arc::clone(&heartbeat), metrics, dead_after, shutdown.clone()));
+        let heartbeat = chassis::needs::Readiness::default().pulse("consumer", dead_after);
+        let shutdown = Shutdown::new();
+        let watching = tokio::spawn(watch(heartbeat.clone(), metrics, dead_after, shutdown.clone()));
         for _ in 0..30 {
             if alive {
                 heartbeat.beat();

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::processes::{Service, Spec, binary, run_once};
 use crate::stack::home::Home;
-use crate::stack::{OWNER, Stack, TestDatabase, free_port};
+use crate::stack::{OWNER, Server, Stack, TestDatabase, free_port};
 
 const REQUESTS_TOPIC: &str = "payment-order-requests";
 const RESULTS_TOPIC: &str = "psp-result-updates";
@@ -27,6 +27,19 @@ const ADYEN_HMAC_KEY: &str = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C
 const ADYEN_WEBHOOK_USER: &str = "adyen";
 const ADYEN_WEBHOOK_PASSWORD: &str = "local-password";
 const SCHEMA_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema");
+
+/// The real parts that a circle stands on: the shared ones, or some of a test's own, which it may take away and bring back.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    /// PostgreSQL.
+    pub server: Server,
+    /// `host:port` of the broker.
+    pub kafka_bootstrap: String,
+    /// The base of the registry's Confluent API.
+    pub registry_url: String,
+    /// Goes to the names of topics and groups.
+    pub suffix: String,
+}
 
 /// What may differ between circles.
 #[derive(Clone, Debug)]
@@ -108,7 +121,7 @@ pub struct Circle {
 /// What every step of the start needs to know.
 struct Plan<'a> {
     home: Home,
-    stack: &'a Stack,
+    ground: Ground,
     options: &'a Options,
     folder: PathBuf,
     suffix: String,
@@ -130,19 +143,30 @@ struct Tokens {
 impl Circle {
     /// Starts everything and waits until all of it is ready.
     pub async fn start(stack: &Stack, options: &Options) -> Result<Circle> {
-        let plan = Plan::new(stack, options).await?;
+        let ground = Ground {
+            server: stack.server(),
+            kafka_bootstrap: stack.kafka_bootstrap(),
+            registry_url: stack.registry_url(),
+            suffix: if options.isolated { stack.unique("") } else { String::new() },
+        };
+        let circle = Circle::prepare(ground, options).await?;
+        for service in circle.services() {
+            service.start()?;
+        }
+        futures::future::try_join_all(circle.services().map(Service::wait_ready)).await?;
+        Ok(circle)
+    }
+
+    /// Makes databases, topics, schemas and tokens, for which the parts must be there; starts nothing.
+    pub async fn prepare(ground: Ground, options: &Options) -> Result<Circle> {
+        let plan = Plan::new(ground, options).await?;
         let ready = async {
             plan.migrate(&plan.payments, "payment-service", "payment_service").await?;
             plan.tokens().await
         };
         let (tokens, (), ()) =
             tokio::try_join!(ready, plan.migrate(&plan.executions, "executor", "executor"), plan.set_up())?;
-        let circle = plan.services(tokens)?;
-        for service in circle.services() {
-            service.start()?;
-        }
-        futures::future::try_join_all(circle.services().map(Service::wait_ready)).await?;
-        Ok(circle)
+        plan.services(tokens)
     }
 
     /// Every process, in the order in which data reaches them.
@@ -188,21 +212,21 @@ impl Drop for Circle {
 }
 
 impl<'a> Plan<'a> {
-    async fn new(stack: &'a Stack, options: &'a Options) -> Result<Plan<'a>> {
+    async fn new(ground: Ground, options: &'a Options) -> Result<Plan<'a>> {
         let home = Home::locate()?;
         let folder = match &options.folder {
             Some(folder) => folder.clone(),
             None => home.private_folder("circle")?,
         };
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let server = stack.server();
-        let (payments, executions, suffix) = if options.isolated {
+        let (server, suffix) = (ground.server, ground.suffix.clone());
+        let (payments, executions) = if options.isolated {
             let databases = tokio::try_join!(server.database("payments"), server.database("executor"))?;
-            (databases.0, databases.1, stack.unique(""))
+            (databases.0, databases.1)
         } else {
             // One after the other: two CREATE DATABASE at once read the same template.
             let payments = server.named_database("payments").await?;
-            (payments, server.named_database("executor").await?, String::new())
+            (payments, server.named_database("executor").await?)
         };
         let catalogue = Path::new(SCHEMA_FOLDER).join("events.toml");
         let text = fs::read_to_string(&catalogue).with_context(|| format!("read {}", catalogue.display()))?;
@@ -210,7 +234,7 @@ impl<'a> Plan<'a> {
         fs::write(&events, catalogue_for(&text, &suffix)).context("write events.toml")?;
         Ok(Plan {
             home,
-            stack,
+            ground,
             options,
             folder,
             suffix,
@@ -379,8 +403,8 @@ impl<'a> Plan<'a> {
 
     fn kafka_and_registry(&self) -> Vec<(&'static str, String)> {
         vec![
-            ("KAFKA_BOOTSTRAP", self.stack.kafka_bootstrap()),
-            ("SCHEMA_REGISTRY_URL", self.stack.registry_url()),
+            ("KAFKA_BOOTSTRAP", self.ground.kafka_bootstrap.clone()),
+            ("SCHEMA_REGISTRY_URL", self.ground.registry_url.clone()),
             ("EVENTS", self.events.display().to_string()),
         ]
     }

@@ -46,12 +46,19 @@ async fn a_payment_is_one_tree_of_spans_from_the_post_to_its_state() {
     assert_eq!(seen, [], "a trace that is not sampled has no spans");
 
     circle.shutdown().await.unwrap();
-    logs_name_the_same_ids(&circle, &[&of_reply, &of_webhook], &orders);
+    // What came until the end.
+    let spans = collector.spans();
+    logs_name_the_same_ids(&circle, &spans, &[(&replied, &orders[0]), (&told, &orders[1])]);
 }
 
-/// The state has changed for good.
+/// The state has changed for good, and all has come that led to it: every parent, and of every record that was made, sending and handling.
 fn settled(spans: &[Span]) -> bool {
+    let here = |id: &String| id == CALLER || spans.iter().any(|span| span.span_id == *id);
+    let children =
+        |span: &Span| spans.iter().filter(|child| child.parent_id.as_ref() == Some(&span.span_id)).count();
     spans.iter().any(|span| span.attribute("to_state") == "SUCCESSFUL")
+        && spans.iter().all(|span| span.parent_id.as_ref().is_none_or(here))
+        && spans.iter().filter(|span| span.kind == "PRODUCER").all(|span| children(span) >= 2)
 }
 
 /// Everything of a payment's tree: who did what, as part of what. `outcome` is the step in which the PSP's answer was recorded.
@@ -187,12 +194,10 @@ fn polls_are_linked(collector: &Collector, circle: &Circle, spans: &[Span]) {
 }
 
 /// Every line that names a span names one that was exported, of the trace that it names too; and every process has such lines.
-fn logs_name_the_same_ids(circle: &Circle, traces: &[&Vec<Span>], orders: &[String]) {
-    let known: HashSet<(&str, &str)> = traces
-        .iter()
-        .flat_map(|spans| spans.iter().map(|span| (span.trace_id.as_str(), span.span_id.as_str())))
-        .collect();
-    let ours: BTreeSet<&str> = known.iter().map(|(trace, _)| *trace).collect();
+fn logs_name_the_same_ids(circle: &Circle, spans: &[Span], payments: &[(&String, &String)]) {
+    let known: HashSet<(&str, &str)> =
+        spans.iter().map(|span| (span.trace_id.as_str(), span.span_id.as_str())).collect();
+    let ours: BTreeSet<&str> = payments.iter().map(|(trace, _)| trace.as_str()).collect();
     for service in circle.services().filter(|service| service.name() != "psp-simulator") {
         let lines = service.log_lines().unwrap();
         let ids = |line: &Value| {
@@ -201,16 +206,12 @@ fn logs_name_the_same_ids(circle: &Circle, traces: &[&Vec<Span>], orders: &[Stri
         };
         let named: Vec<_> = lines.iter().filter_map(|line| Some((ids(line)?, line))).collect();
         for ((trace, span), line) in &named {
-            assert!(
-                known.contains(&(trace, span)),
-                "{} names a span that nobody has seen: {line}",
-                service.name()
-            );
+            let seen = known.contains(&(trace.as_str(), span.as_str()));
+            assert!(seen, "{} names a span that nobody has seen: {line}", service.name());
         }
-        for (trace, order) in traces.iter().zip(orders) {
-            let found = named
-                .iter()
-                .any(|((id, _), line)| *id == trace[0].trace_id && line.to_string().contains(order));
+        for (trace, order) in payments {
+            let found =
+                named.iter().any(|((id, _), line)| id == *trace && line.to_string().contains(order.as_str()));
             assert!(found, "{} says nothing of {order}", service.name());
         }
     }

@@ -129,10 +129,12 @@ impl Processing {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         // After a batch was refused its events are tried one by one, so that one cannot hold up the others.
         let mut singly = 0;
+        let mut waits = false;
         while !shutdown.requested() {
             let limit = if singly > 0 { 1 } else { BATCH_MAX };
             match self.batch(limit).await {
                 Ok(0) => {
+                    waits = false;
                     singly = 0;
                     backoff.reset();
                     tokio::select! {
@@ -157,7 +159,10 @@ impl Processing {
                     (Disposition::Culprit | Disposition::Fault, None) if limit > 1 => singly = BATCH_MAX,
                     (Disposition::Wait | Disposition::Culprit | Disposition::Fault, _) => {
                         let delay = backoff.next_delay();
-                        tracing::warn!(%error, delay_ms = delay.as_millis(), "webhooks could not be worked off");
+                        // Said when it begins, and not each time.
+                        if !std::mem::replace(&mut waits, true) {
+                            tracing::warn!(%error, "webhooks cannot be worked off; trying again");
+                        }
                         shutdown.sleep(delay).await;
                     }
                 },
