@@ -18,6 +18,8 @@ KILLS ?= 3
 SEED ?= 1
 # What the PSPs do to payments: plain, or hostile (three executors, both PSPs, every scenario, webhooks full of tricks).
 SCENARIO ?= plain
+# What is built for it; after `make test` BUILD="--all-targets $(FAILPOINTS)" builds nothing twice.
+BUILD ?= --bins
 
 # Which PostgreSQL the real parts have: 18, or 15, the oldest that the outbox works on.
 PG ?= 18
@@ -81,7 +83,7 @@ help: ## List what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 23
 
 demo: setup ## Send payments through everything, kill processes, prove that nothing was lost (SCENARIO= PAYMENTS= RATE= KILLS= SEED=)
-	@$(CARGO) build --workspace --bins
+	@$(CARGO) build --workspace $(BUILD)
 	exec $(TESTBED) demo --scenario $(SCENARIO) --payments $(PAYMENTS) --rate $(RATE) --kills $(KILLS) --seed $(SEED)
 
 run: setup ## Start everything, print every address, and stay until Ctrl-C (OBSERVABILITY=1: Prometheus, too)
