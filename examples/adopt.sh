@@ -26,7 +26,7 @@ blocks=$logs/adopt.sh
 } >"$blocks"
 commands=$(grep -c . "$blocks")
 cd "$logs"
-if ! timeout 180 bash "$blocks" >"$logs/adopt.log" 2>&1; then
+if ! timeout 300 bash "$blocks" >"$logs/adopt.log" 2>&1; then
     echo "FAILED: docs/adopt.md ($commands lines); its end:" >&2
     exit 1
 fi

@@ -163,7 +163,8 @@ fn advice(code: RDKafkaErrorCode, text: &str) -> Option<&'static str> {
         | RDKafkaErrorCode::ClusterAuthorizationFailed => {
             Some("the user of KAFKA_USERNAME lacks an ACL: security/kafka.sh has what each process needs")
         }
-        _ if text.contains("security.protocol") => {
+        // librdkafka's guesses: of a TLS listener that is spoken to in plain, and of the reverse.
+        _ if text.contains("security.protocol") || text.contains("broker listener?") => {
             Some("the brokers speak otherwise than KAFKA_SECURITY_PROTOCOL says")
         }
         _ => None,
