@@ -224,23 +224,33 @@ async fn payments_do_not_wait_for_a_collector_that_is_away_or_hangs() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let hanging = format!("http://{}", silent.local_addr().unwrap());
     let away = format!("http://127.0.0.1:{}", free_port().unwrap());
-    for (endpoint, refused) in [(away, true), (hanging, false)] {
-        let options = Options { otlp_endpoint: Some(endpoint), ..Options::default() };
+    let mut without = Duration::MAX;
+    for (endpoint, refused) in [(None, false), (Some(away), true), (Some(hanging), false)] {
+        let options = Options { otlp_endpoint: endpoint.clone(), ..Options::default() };
         let circle = Circle::start(&stack, &options).await.unwrap();
         let client = Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
         let begun = Instant::now();
-        for number in 0..20 {
+        for _ in 0..20 {
             let trace = Uuid::new_v4().simple().to_string();
             let order = pay(&client, &circle, "pm_card_visa", &trace, "01").await;
             until_successful(&client, &circle, &order).await;
-            assert!(begun.elapsed() < LIMIT, "payment {number}");
+        }
+        // Whoever waited for a collector would wait for seconds each time. What else goes on on the machine is not this test's.
+        let took = begun.elapsed();
+        println!("20 payments, spans to {endpoint:?}: {took:?}");
+        match endpoint {
+            None => without = took,
+            Some(_) => {
+                assert!(took < without * 3 + Duration::from_secs(10), "{took:?}, and {without:?} without")
+            }
         }
         if refused {
             let said = || {
                 let lines = circle.payment_service.log_lines().unwrap();
                 lines.iter().filter(|line| line.to_string().contains("spans are not taken")).count()
             };
-            while said() == 0 && begun.elapsed() < LIMIT {
+            let waiting = Instant::now();
+            while said() == 0 && waiting.elapsed() < LIMIT {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             tokio::time::sleep(Duration::from_secs(2)).await;
