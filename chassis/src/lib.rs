@@ -4,7 +4,7 @@
 //! main: parse config -> telemetry -> signals -> run(config, shutdown) -> exit code        (process::main does all but `run`)
 //! ```
 //! [`config`] groups of settings, [`telemetry`] JSON logs and W3C traces, [`shutdown`] asking and waiting, [`admin`] the port with
-//! `/metrics`, `/livez` and `/readyz`, [`metrics`] declared once, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
+//! `/metrics`, `/livez` and `/readyz`, [`mod@metrics`] declared once, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
 //! transaction, [`kafka`] client settings, [`group`] writing in groups, [`backoff`] how long to wait before trying again; `failpoints`
 //! where tests end a process.
 
