@@ -71,7 +71,7 @@ macro_rules! metrics {
     };
 }
 
-/// What [`metrics!`](crate::metrics) is told of one metric.
+/// What [`metrics!`](macro@crate::metrics) is told of one metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration {
     /// Its name.

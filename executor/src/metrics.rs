@@ -53,7 +53,7 @@ chassis::metrics! {
         pub orders_in_review: IntGauge = "payment_orders_in_review",
         /// Orders that the database refuses to have claimed: set aside, and tried again. The same in every instance.
         pub orders_parked: IntGauge = "payment_orders_parked",
-        /// When the gauges that are the same in every instance were last read from the database, in seconds since 1970.
+        /// When the gauges that are counted in the database were last read, in seconds since 1970; of the relays the leader reads them.
         pub gauges_read: Gauge = "gauges_read_timestamp_seconds",
         /// Claims lost to another executor before a call: leases that were too short.
         pub claims_lost: IntCounter = "claims_lost_total",

@@ -54,7 +54,7 @@ chassis::metrics! {
         pub ghosts: IntGauge = "outbox_ghost_events",
         /// Size of the events' tables with their indexes; sampled by the leader.
         pub table_bytes: IntGauge = "outbox_table_bytes",
-        /// When the leader last got to take its samples from the database, in seconds since 1970.
+        /// When the gauges that are counted in the database were last read, in seconds since 1970; of the relays the leader reads them.
         pub gauges_read: Gauge = "gauges_read_timestamp_seconds",
         /// 1 while this relay refuses to run until rebase or adopt.
         pub halted: IntGauge = "relay_halted",

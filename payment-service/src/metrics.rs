@@ -66,7 +66,7 @@ chassis::metrics! {
         pub quarantine: IntGaugeVec = "quarantine_records" by ["reason"],
         /// Records in quarantine that have no copy on the topic of copies. The same in every instance.
         pub quarantine_uncopied: IntGauge = "quarantine_uncopied_records",
-        /// When the gauges that are the same in every instance were last read from the database, in seconds since 1970.
+        /// When the gauges that are counted in the database were last read, in seconds since 1970; of the relays the leader reads them.
         pub gauges_read: Gauge = "gauges_read_timestamp_seconds",
         /// Copies of quarantined records that the brokers have acknowledged.
         pub quarantine_copies: IntCounter = "quarantine_copies_total",

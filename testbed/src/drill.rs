@@ -8,6 +8,7 @@
 //! to a minute at most. Thresholds stay: a minute that an event waits is a minute here, too.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -352,7 +353,7 @@ fn with_short_ranges(expression: &str) -> Result<String> {
     for part in parts {
         let (range, rest) = part.split_once(']').context("a bracket that is not closed")?;
         let range = duration(range)?.min(RANGE_MAX);
-        short.push_str(&format!("[{}s]{rest}", range.as_secs()));
+        write!(short, "[{}s]{rest}", range.as_secs())?;
     }
     Ok(short)
 }

@@ -1,6 +1,9 @@
 //! What there is to ask for: docs/metrics.md, and the same read from the processes themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use testbed::prometheus::document;
 
@@ -91,10 +94,10 @@ impl Catalogue {
         }
         let mut text = String::new();
         for ((_, of), metrics) in groups {
-            text.push_str(&format!("\n## {}\n\n| metric | type | labels | what it is |\n", of.join(", ")));
-            text.push_str("| --- | --- | --- | --- |\n");
+            writeln!(text, "\n## {}\n\n| metric | type | labels | what it is |", of.join(", ")).unwrap();
+            writeln!(text, "| --- | --- | --- | --- |").unwrap();
             for (name, Metric { kind, labels, help, .. }) in metrics {
-                text.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
+                writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").unwrap();
             }
         }
         text.push('\n');

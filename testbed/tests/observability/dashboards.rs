@@ -59,7 +59,7 @@ fn board_is_complete(name: &str, board: &Value, catalogue: &Catalogue) -> Vec<St
         let targets = panel["targets"].as_array().map_or(&[][..], Vec::as_slice);
         let of_source = |value: &Value| value["datasource"]["uid"] == "${datasource}";
         let checks = [
-            ("title", title.len() > 3),
+            ("title", !title.is_empty()),
             ("description", panel["description"].as_str().is_some_and(|text| text.ends_with('.'))),
             ("unit", panel["fieldConfig"]["defaults"]["unit"].is_string()),
             ("datasource", of_source(panel) && targets.iter().all(of_source)),
