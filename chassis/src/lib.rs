@@ -4,7 +4,7 @@
 //! main: parse config -> telemetry -> signals -> run(config, shutdown) -> exit code        (process::main does all but `run`)
 //! ```
 //! [`config`] groups of settings, [`settings`] the command line and `--check-config`, [`telemetry`] JSON logs and the W3C trace context, [`trace`] spans, [`shutdown`] asking and waiting, [`admin`] the port with
-//! `/metrics`, `/livez` and `/readyz`, [`healthcheck`] what asks there, [`metrics`] declared once, [`needs`] what a process waits for, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
+//! `/metrics`, `/livez` and `/readyz`, [`healthcheck`] what asks there, [`mod@metrics`] declared once, [`needs`] what a process waits for, [`http`] a port that strangers send to, [`postgres`] pools and the one way to run a
 //! transaction, [`kafka`] client settings, [`secrets`] files that hold what nobody may see, [`group`] writing in groups, [`backoff`] how long to wait before trying again; `failpoints`
 //! where tests end a process.
 
