@@ -103,7 +103,7 @@ async fn processes_and_parts_start_and_stop_in_any_order() {
     }
     // A schema that is known needs no registry: a payment goes round without it.
     parts.stop(Part::Registry).await;
-    let payment = pay(&client, &circle, "without registry").await;
+    let payment = pay(&client, &circle, "without-registry").await;
     settled(&client, &circle, &payment).await;
     parts.start(Part::Registry).await;
     for part in [Part::Kafka, Part::Postgres] {
@@ -116,13 +116,13 @@ async fn processes_and_parts_start_and_stop_in_any_order() {
             // Payments are taken without the brokers, and go on when these are there.
             let url = format!("{}/readyz/requests", circle.payment_service.admin_url());
             assert_eq!(client.get(url).send().await.unwrap().status(), 200);
-            pay(&client, &circle, "without brokers").await;
+            pay(&client, &circle, "without-brokers").await;
         }
         parts.start(part).await;
         for service in ours(&circle) {
             becomes(&client, service, true).await;
         }
-        let payment = pay(&client, &circle, &format!("after {part:?}")).await;
+        let payment = pay(&client, &circle, &format!("after-{part:?}")).await;
         settled(&client, &circle, &payment).await;
     }
     circle.shutdown().await.unwrap();
