@@ -28,7 +28,7 @@ user() {
     local secret
     secret=$(umask 077 && mktemp)
     # In a file: an argument could be read by everybody on this machine.
-    printf 'SCRAM-SHA-512=[iterations=8192,password=%s]\n' "$(cat "${PASSWORDS:?folder with one file per user}/$1")" >"$secret"
+    printf 'SCRAM-SHA-512=iterations=8192,password=%s\n' "$(cat "${PASSWORDS:?folder with one file per user}/$1")" >"$secret"
     kafka-configs.sh "${admin[@]}" --alter --entity-type users --entity-name "$1" --add-config-file "$secret" || { rm -f "$secret"; exit 1; }
     rm -f "$secret"
 }
@@ -54,6 +54,8 @@ acls)
     # One relay per outbox, one topic each. It reads what it has written: the end of the topic, after a takeover.
     allow relay-payments Write,Read,Describe,DescribeConfigs --topic "$requests"
     allow relay-executor Write,Read,Describe,DescribeConfigs --topic "$results"
+    # It is no member of a group; the client library asks for the coordinator of the name all the same.
+    for relay in relay-payments relay-executor; do allow "$relay" Describe --group outbox-relay-tail; done
     # `outbox-relay setup`, run by whoever installs or upgrades.
     allow setup Create,Describe,DescribeConfigs --topic "$requests" --topic "$results" --topic "$dead_letters"
     ;;

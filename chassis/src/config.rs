@@ -36,10 +36,10 @@ pub struct KafkaConfig {
     /// How a user is proven. PLAIN shows the password to the broker, SCRAM does not.
     #[arg(long, env = "KAFKA_SASL_MECHANISM", value_enum, ignore_case = true, default_value_t)]
     pub kafka_sasl_mechanism: SaslMechanism,
-    /// User of SASL.
+    /// User of SASL. Needed with SASL_SSL, and refused without it.
     #[arg(long, env = "KAFKA_USERNAME")]
     pub kafka_username: Option<String>,
-    /// That user's password.
+    /// That user's password. Needed with the user.
     #[arg(long, env = "KAFKA_PASSWORD", hide_env_values = true)]
     pub kafka_password: Option<SecretString>,
     /// Further librdkafka properties, `name=value` separated by commas. They win over everything else.
@@ -134,10 +134,10 @@ pub struct RegistryConfig {
     /// Base URL of a registry with Confluent's API.
     #[arg(long, env = "SCHEMA_REGISTRY_URL")]
     pub schema_registry_url: String,
-    /// User of HTTP's basic authentication.
+    /// User of HTTP's basic authentication. Without one, requests have no credentials.
     #[arg(long, env = "SCHEMA_REGISTRY_USERNAME")]
     pub schema_registry_username: Option<String>,
-    /// That user's password.
+    /// That user's password. Needed with the user.
     #[arg(long, env = "SCHEMA_REGISTRY_PASSWORD", hide_env_values = true)]
     pub schema_registry_password: Option<SecretString>,
     /// File with the certificates (PEM) of the authorities that may have signed the registry's; those of the system if it is not given.

@@ -138,7 +138,7 @@ impl RunConfig {
         check_within(
             "RETENTION_EVERY",
             self.retention_every,
-            Duration::from_secs(1)..=Duration::from_hours(24),
+            Duration::from_millis(10)..=Duration::from_hours(24),
         )?;
         ensure!(
             self.retention + self.retention_every <= RING,

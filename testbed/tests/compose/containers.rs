@@ -264,7 +264,7 @@ fn sources_of(binary: &str) -> String {
     if binary == "testbed" {
         sources = read("testbed/src/demo/elsewhere.rs");
     }
-    if sources.contains("chassis::config") {
+    if sources.contains("chassis::") {
         sources.push_str(&read("chassis/src/config.rs"));
     }
     sources
