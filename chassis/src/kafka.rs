@@ -43,14 +43,14 @@ pub fn client(config: &KafkaConfig, client_id: &str) -> ClientConfig {
 /// Adds TLS and credentials, and the operator's properties, which win.
 pub fn finish(mut client: ClientConfig, config: &KafkaConfig) -> ClientConfig {
     if config.kafka_security_protocol != SecurityProtocol::Plaintext {
-        client.set("security.protocol", name_of(config.kafka_security_protocol));
+        client.set("security.protocol", name_of(&config.kafka_security_protocol));
     }
     if let Some(authorities) = &config.kafka_ca {
         client.set("ssl.ca.location", authorities.display().to_string());
     }
     if let (Some(user), Some(password)) = (&config.kafka_username, &config.kafka_password) {
         client
-            .set("sasl.mechanism", name_of(config.kafka_sasl_mechanism))
+            .set("sasl.mechanism", name_of(&config.kafka_sasl_mechanism))
             .set("sasl.username", user)
             .set("sasl.password", password.expose_secret());
     }
@@ -145,7 +145,7 @@ impl ConsumerMetrics {
 }
 
 /// A value as it is written in settings.
-fn name_of(value: impl ValueEnum) -> String {
+fn name_of(value: &impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 

@@ -132,12 +132,12 @@ impl Need {
     pub fn missing(&self, why: impl Into<String>) {
         let why = why.into();
         let mut standing = held(&self.0.standing);
-        if standing.met != Some(false) {
-            tracing::warn!(need = self.0.name, why, "waiting for what is needed");
-            *standing = Standing { met: Some(false), since: Instant::now(), why };
-        } else {
+        if standing.met == Some(false) {
             tracing::debug!(need = self.0.name, why, "still waiting for what is needed");
             standing.why = why;
+        } else {
+            tracing::warn!(need = self.0.name, why, "waiting for what is needed");
+            *standing = Standing { met: Some(false), since: Instant::now(), why };
         }
     }
 

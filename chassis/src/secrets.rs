@@ -69,7 +69,8 @@ fn with_files(
         if variable(name).is_some() {
             return Err(format!("both {name} and {file} are set: one of them is enough"));
         }
-        let text = read(Path::new(&path)).map_err(|reason| format!("{file} names {path:?}: {reason}"))?;
+        let path = Path::new(&path);
+        let text = read(path).map_err(|reason| format!("{file} names {}: {reason}", path.display()))?;
         given.push(format!("--{flag}={text}").into());
     }
     Ok(given)
@@ -158,7 +159,7 @@ mod tests {
             ),
             (
                 vec![("SECRETS_TEST_URL_FILE", "/none/such")],
-                "SECRETS_TEST_URL_FILE names \"/none/such\": No such file",
+                "SECRETS_TEST_URL_FILE names /none/such: No such file",
             ),
             (vec![("SECRETS_TEST_URL_FILE", empty.as_str())], "it is empty"),
             // Only what is never shown anyway may be read from a file.

@@ -106,8 +106,11 @@ pub fn undocumented(mut command: Command) -> Vec<String> {
     };
     let settings = run.get_arguments().filter(|argument| is_setting(argument));
     let open = settings.filter_map(|argument| {
-        let help =
-            argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
+        let help = argument
+            .get_long_help()
+            .or_else(|| argument.get_help())
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let missing = if help.is_empty() {
             "no explanation"
         } else if argument.get_env().is_none() && argument.get_action().takes_values() {

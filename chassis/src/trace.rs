@@ -284,11 +284,10 @@ impl<E: SpanExporter> SpanExporter for Saying<E> {
         let (result, endpoint) = (self.exporter.export(batch).await, &self.endpoint);
         let failed = result.is_err();
         if failed != self.failing.swap(failed, Ordering::Relaxed) {
-            match result {
-                Err(error) => {
-                    tracing::warn!(endpoint, %error, "spans are not taken: they are thrown away until they are")
-                }
-                Ok(()) => tracing::info!(endpoint, "spans are taken again"),
+            if let Err(error) = result {
+                tracing::warn!(endpoint, %error, "spans are not taken: they are thrown away until they are");
+            } else {
+                tracing::info!(endpoint, "spans are taken again")
             }
         }
         // It is said, and nothing more can be done about it.

@@ -55,7 +55,9 @@ use sqlx::PgConnection;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::{catalogue::Catalogue, config::RunConfig, encode::Encoder, metrics::Metrics, store::SaveError};
+use crate::{
+    catalogue::Catalogue, config::RunConfig, encode::Encoder, metrics::Metrics, store::SaveError, term::TermEnded,
+};
 
 /// The leader lock is tried for, or proven to be held, within this time, also where a statement takes as long as it may.
 const LOCK_WITHIN: Duration = Duration::from_mins(1);
@@ -158,20 +160,9 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
                     return Err(ended.error.context("another leader took over while this one slept"));
                 }
                 let delay = backoff.next_delay();
-                let error = format!("{:#}", ended.error);
-                let (relay, reason) = (&relay.config.name, ended.reason);
                 // Said when it begins, and not each time that it is tried again.
-                if told.replace(reason) == Some(reason) && ended.published == 0 {
-                    tracing::debug!(
-                        relay,
-                        reason,
-                        error,
-                        ?delay,
-                        "the term of leadership ended, for the same reason"
-                    );
-                } else {
-                    tracing::error!(relay, reason, error, ?delay, "the term of leadership ended");
-                }
+                let again = told.replace(ended.reason) == Some(ended.reason) && ended.published == 0;
+                tell(&relay.config.name, &ended, delay, again);
                 if ended.published > 0 {
                     backoff.reset();
                 }
@@ -181,6 +172,15 @@ pub async fn run(config: RunConfig, shutdown: Shutdown) -> anyhow::Result<()> {
     }
     readiness.set(false);
     Ok(())
+}
+
+fn tell(relay: &str, ended: &TermEnded, delay: Duration, again: bool) {
+    let (reason, error) = (ended.reason, format!("{:#}", ended.error));
+    if again {
+        tracing::debug!(relay, reason, error, ?delay, "the term of leadership ended, for the same reason");
+    } else {
+        tracing::error!(relay, reason, error, ?delay, "the term of leadership ended");
+    }
 }
 
 impl Relay {

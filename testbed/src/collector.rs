@@ -181,13 +181,13 @@ fn read(service: &str, span: Exported) -> Span {
     Span {
         service: service.to_owned(),
         kind,
-        trace_id: hexadecimal(&span.trace_id),
-        span_id: hexadecimal(&span.span_id),
-        parent_id: (!span.parent_span_id.is_empty()).then(|| hexadecimal(&span.parent_span_id)),
+        trace_id: hex::encode(&span.trace_id),
+        span_id: hex::encode(&span.span_id),
+        parent_id: (!span.parent_span_id.is_empty()).then(|| hex::encode(&span.parent_span_id)),
         links: span
             .links
             .iter()
-            .map(|link| (hexadecimal(&link.trace_id), hexadecimal(&link.span_id)))
+            .map(|link| (hex::encode(&link.trace_id), hex::encode(&link.span_id)))
             .collect(),
         attributes: readable(&span.attributes),
         failed: span.status.is_some_and(|status| status.code() == SpanStatus::Error),
@@ -206,8 +206,4 @@ fn readable(attributes: &[KeyValue]) -> BTreeMap<String, String> {
         other => format!("{other:?}"),
     };
     attributes.iter().map(|attribute| (attribute.key.clone(), text(&attribute.value))).collect()
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -331,7 +331,9 @@ async fn benchmark_executor(bench: &ExecutorBench) -> Result<ExitCode> {
         signals.received().await;
         eprintln!("\ntestbed: broken off; stopping what was started");
     };
-    let Some(report) = executor::run(bench, interrupted).await? else { return Ok(ExitCode::from(130)) };
+    let Some(report) = Box::pin(executor::run(bench, interrupted)).await? else {
+        return Ok(ExitCode::from(130));
+    };
     println!("{}", report.table);
     println!("{}", report.json());
     Ok(ExitCode::SUCCESS)

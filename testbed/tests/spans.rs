@@ -84,7 +84,7 @@ fn check(circle: &Circle, spans: &[Span], outcome: &str, source: &str, order: &s
     assert_eq!(ids.len(), spans.len(), "each span comes once");
     let parent = |span: &Span| spans.iter().find(|other| Some(&other.span_id) == span.parent_id.as_ref());
     let name_of_parent =
-        |span: &Span| parent(span).map_or(span.parent_id.clone(), |parent| Some(parent.name.clone()));
+        |span: &Span| parent(span).map_or_else(|| span.parent_id.clone(), |parent| Some(parent.name.clone()));
     for (service, kind, name, within) in wanted {
         let found = spans.iter().any(|span| {
             span.service == service
@@ -241,7 +241,7 @@ async fn payments_do_not_wait_for_a_collector_that_is_away_or_hangs() {
         match endpoint {
             None => without = took,
             Some(_) => {
-                assert!(took < without * 3 + Duration::from_secs(10), "{took:?}, and {without:?} without")
+                assert!(took < without * 3 + Duration::from_secs(10), "{took:?}, and {without:?} without");
             }
         }
         if refused {

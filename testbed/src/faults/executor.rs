@@ -37,7 +37,10 @@ const GROUP: usize = 50;
 
 /// Runs these episodes.
 pub async fn perform(episodes: Vec<Episode>, keep: bool, say: &dyn Fn(&str)) -> Result<Outcome> {
-    with_evidence("faults-executor", keep, async |home, folder| all(home, folder, &episodes, say).await).await
+    with_evidence("faults-executor", keep, async |home, folder| {
+        Box::pin(all(home, folder, &episodes, say)).await
+    })
+    .await
 }
 
 async fn all(home: &Home, folder: &Path, episodes: &[Episode], say: &dyn Fn(&str)) -> Result<Report> {

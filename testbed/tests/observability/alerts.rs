@@ -69,7 +69,7 @@ fn cases_are_two_for_each(alerts: &Value, cases: &Value) -> Vec<String> {
     let mut problems = Vec::new();
     for rule in rules(alerts) {
         let name = rule["alert"].as_str().unwrap();
-        let expected = cases["tests"].as_array().unwrap().iter().flat_map(|case| {
+        let expected = cases["tests"].as_array().unwrap().iter().filter_map(|case| {
             let questions = case["alert_rule_test"].as_array().unwrap().iter();
             let about = questions.filter(|question| question["alertname"] == name).collect::<Vec<_>>();
             (!about.is_empty()).then(|| {

@@ -87,7 +87,8 @@ impl Catalogue {
 
     /// The tables, one for each set of processes.
     pub(crate) fn tables(&self) -> String {
-        let mut groups: BTreeMap<(usize, Vec<&str>), Vec<(&String, &Metric)>> = BTreeMap::new();
+        type Named<'a> = (&'a String, &'a Metric);
+        let mut groups: BTreeMap<(usize, Vec<&str>), Vec<Named<'_>>> = BTreeMap::new();
         for (name, metric) in &self.0 {
             let of: Vec<&str> = metric.of.iter().map(String::as_str).collect();
             groups.entry((usize::MAX - of.len(), of)).or_default().push((name, metric));
