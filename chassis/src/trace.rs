@@ -287,7 +287,7 @@ impl<E: SpanExporter> SpanExporter for Saying<E> {
             if let Err(error) = result {
                 tracing::warn!(endpoint, %error, "spans are not taken: they are thrown away until they are");
             } else {
-                tracing::info!(endpoint, "spans are taken again")
+                tracing::info!(endpoint, "spans are taken again");
             }
         }
         // It is said, and nothing more can be done about it.

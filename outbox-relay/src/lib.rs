@@ -56,7 +56,8 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    catalogue::Catalogue, config::RunConfig, encode::Encoder, metrics::Metrics, store::SaveError, term::TermEnded,
+    catalogue::Catalogue, config::RunConfig, encode::Encoder, metrics::Metrics, store::SaveError,
+    term::TermEnded,
 };
 
 /// The leader lock is tried for, or proven to be held, within this time, also where a statement takes as long as it may.
